@@ -1,0 +1,72 @@
+"""Keras, imported after making sure that the library it computes with is installed.
+
+Keras computes with TensorFlow, JAX or PyTorch. It takes the one named in the environment
+variable `KERAS_BACKEND`, else the one in `~/.keras/keras.json`, else TensorFlow. Modules here say
+`from fieldmark.backend import keras`; where the backend is missing they get one sentence with the
+command that installs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from fieldmark.errors import FieldmarkError
+
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def chosen() -> str:
+    """Name the backend that Keras will take: the environment, its own settings, TensorFlow."""
+    named = os.environ.get("KERAS_BACKEND")
+    if named:
+        return named
+    home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    try:
+        settings = json.loads((home / "keras.json").read_text(encoding="utf-8"))
+        return str(settings.get("backend", "tensorflow"))
+    except (OSError, ValueError, AttributeError):
+        return "tensorflow"
+
+
+def require(package: str, *, extra: str, why: str) -> None:
+    """Raise one sentence with the install command where `package` is not installed."""
+    if find_spec(package) is None:
+        raise FieldmarkError(
+            f"{why}, but {package} is not installed: run  pip install 'fieldmark[{extra}]'"
+        )
+
+
+name = chosen()
+if name not in BACKENDS:
+    raise FieldmarkError(
+        f"The Keras backend {name!r} is not one that fieldmark knows: "
+        f"set KERAS_BACKEND to one of {', '.join(BACKENDS)}."
+    )
+require(name, extra=name, why=f"Keras is to compute with {name}")
+# TensorFlow writes its start-up notices below this level to the terminal on every import.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# JAX would else take three quarters of a GPU's memory at once; the article lets it grow.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ["KERAS_BACKEND"] = name
+
+import keras  # noqa: E402  # only now is it known that this import can work
+
+__all__ = ["BACKENDS", "devices", "keras", "name", "require"]
+
+
+def devices() -> list[str]:
+    """Name the GPUs that the backend sees, all of them; none on a machine without."""
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        return [gpu.name for gpu in tf.config.list_physical_devices("GPU")]
+    if name == "jax":
+        import jax
+
+        return [str(device) for device in jax.devices() if device.platform != "cpu"]
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -1,0 +1,106 @@
+"""What the user sees while work goes on: messages, and progress with the time left.
+
+Messages go to standard output; progress goes to standard error, so that the output can be piped.
+On a terminal progress is a bar; elsewhere (a log file, CI) it is a line every `LINE_EVERY` seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
+
+LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
+
+output = Console(highlight=False, soft_wrap=True)
+progress = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def be_quiet(quiet: bool = True) -> None:
+    """Print no messages and show no progress from here on; errors are still printed."""
+    output.quiet = progress.quiet = quiet
+
+
+def say(message: str) -> None:
+    """Print one message for the user."""
+    output.print(message, markup=False)
+
+
+class Meter:
+    """A count on its way to a total, with the time left; obtained from `meter`."""
+
+    def __init__(self, description: str, total: int) -> None:
+        self.description = description
+        self.total = total
+        self.done = 0
+        self.began = self._said = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=progress,
+            transient=True,
+            disable=not progress.is_terminal or progress.quiet,
+            # A bar prints other output above itself, unless that output goes elsewhere.
+            redirect_stdout=sys.stdout.isatty(),
+        )
+        self._task = self.bar.add_task(description, total=total, note="")
+
+    def advance(self, steps: int = 1, *, note: str = "") -> None:
+        """Count `steps` more; `note` is a short text behind the bar, such as the running loss."""
+        self.done += steps
+        self.bar.update(self._task, advance=steps, note=note)
+        now = time.monotonic()
+        if not progress.is_terminal and now - self._said > LINE_EVERY and self.done < self.total:
+            self._said = now
+            left = duration((now - self.began) / self.done * (self.total - self.done))
+            line = f"{self.description} {self.done}/{self.total}, {left} left  {note}"
+            progress.print(line.rstrip(), markup=False)
+
+
+@contextmanager
+def meter(description: str, total: int) -> Iterator[Meter]:
+    """Show progress towards `total` for as long as the block runs."""
+    shown = Meter(description, total)
+    with shown.bar:
+        yield shown
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items and show how many are done and the time left.
+
+    `total` is needed where `items` has no length.
+    """
+    count = total if total is not None else len(items) if isinstance(items, Sized) else 0
+    with meter(description, count) as shown:
+        for item in items:
+            yield item
+            shown.advance()
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people: `8 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

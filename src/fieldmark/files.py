@@ -1,0 +1,82 @@
+"""Files and folders that appear whole or not at all.
+
+The content is written under a temporary name beside the final one and renamed when it is
+complete, so that a full disk, a crash or Ctrl-C never leaves half a file that looks like a whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fieldmark.errors import FieldmarkError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it becomes `path` when the block ends without an error.
+
+    The temporary name keeps the suffix, by which Keras and matplotlib choose a format.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    with writing(path):
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; it becomes `path` when the block ends without an error.
+
+    `path` may be an empty folder already, nothing else.
+    """
+    refuse_existing(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())  # mkdtemp lets in its owner only
+            if path.is_dir():
+                path.rmdir()  # it is empty; not every system renames onto a folder
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise where `path` is a file, or a folder that holds anything."""
+    with writing(path):
+        if path.is_dir() and not any(path.iterdir()):
+            return
+        if path.exists():
+            raise FieldmarkError(
+                f"{path} exists already and is not overwritten: "
+                "name another folder, or move this one away."
+            )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into one sentence that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FieldmarkError(
+            f"{path} cannot be written ({reason}): name a place with room and the right to write."
+        ) from error
+
+
+def _umask() -> int:
+    """Return the process' umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,171 @@
+"""Arrays -> matplotlib axes: photo grids and curves. Computes no metric, reads and writes no file.
+
+Figures are made without pyplot's global state, so that nothing appears on a screen or stays in
+memory. Text is drawn in fonts that have its signs: matplotlib's own font has no Chinese, and
+draws boxes for what it lacks. Sizes and places of the legends are the article's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+
+Language = Literal["en", "zh"]
+
+TITLES: dict[Language, dict[str, str]] = {
+    "en": {
+        "training photos": "Training photos",
+        "predictions": "Predictions",
+        "accuracy": "Accuracy",
+        "loss": "Loss",
+        "training": "Training",
+        "validation": "Validation",
+        "epoch": "Epoch",
+    },
+    "zh": {
+        "training photos": "训练集照片",
+        "predictions": "预测结果",
+        "accuracy": "准确率",
+        "loss": "损失",
+        "training": "训练集",
+        "validation": "验证集",
+        "epoch": "轮次",
+    },
+}
+
+# Tried before the other installed fonts: made for simplified Chinese, and on most machines.
+PREFERRED = (
+    "Noto Sans CJK SC",
+    "Source Han Sans SC",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "SimHei",
+    "Noto Sans CJK JP",
+)
+
+COLOURS = {"training": "#1f6f8b", "validation": "#d1603d"}
+
+
+class Lettering:
+    """Chooses fonts for a figure's texts; `notes` holds what a user should be told, each once."""
+
+    def __init__(self, language: Language = "en") -> None:
+        self.notes: list[str] = []
+        self.titles = TITLES[language]
+        if drawable("".join(self.titles.values())) is None:
+            self.titles = TITLES["en"]
+            self.notes.append(
+                "No installed font has Chinese signs, so the titles are English: "
+                "install one, for example Noto Sans CJK."
+            )
+
+    def families(self, texts: Iterable[str]) -> list[str]:
+        """Return the font families to draw the texts with."""
+        return drawable("".join(texts)) or font_manager.FontProperties().get_family()
+
+    def class_label(self, name: str, number: int) -> str:
+        """Return a class' name, or its number where no installed font can draw the name."""
+        if drawable(name) is not None:
+            return name
+        note = f"No installed font has the signs of {name!r}; the figures say class {number}."
+        if note not in self.notes:
+            self.notes.append(note)
+        return f"class {number}"
+
+
+def drawable(text: str) -> list[str] | None:
+    """Return font families that together have every sign of the text, or none if none do."""
+    families = list(font_manager.FontProperties().get_family())
+    missing = _signs(text) - _charmap(font_manager.findfont(font_manager.FontProperties()))
+    for family, path in _installed() if missing else ():
+        found = missing & _charmap(path)
+        if found:
+            families.append(family)
+            missing -= found
+        if not missing:
+            break
+    return None if missing else families
+
+
+def photo_grid(
+    photos: Sequence[np.ndarray[Any, Any]], labels: Sequence[str], *, title: str, fonts: list[str]
+) -> Figure:
+    """Draw up to eight photos, (h, w, 3) of 0 to 255, in two rows of four with their labels."""
+    figure = Figure(figsize=(10, 5), layout="constrained")  # inches, as in the article
+    figure.suptitle(title, fontfamily=fonts)
+    for place, (photo, label) in enumerate(zip(photos[:8], labels[:8], strict=True), start=1):
+        axes = figure.add_subplot(2, 4, place)
+        axes.imshow(np.clip(photo, 0, 255).astype("uint8"))
+        axes.set_title(_escaped(label), fontfamily=fonts, fontsize="medium")
+        axes.axis("off")
+    return figure
+
+
+def curves(
+    log: Sequence[Mapping[str, float]], *, titles: Mapping[str, str], fonts: list[str]
+) -> Figure:
+    """Draw accuracy and loss over the epochs, for training and validation."""
+    figure = Figure(figsize=(12, 4), layout="constrained")  # inches, as in the article
+    left, right = figure.subplots(1, 2)
+    curve(left, log, "accuracy", titles=titles, fonts=fonts, legend="lower right")
+    curve(right, log, "loss", titles=titles, fonts=fonts, legend="upper right")
+    return figure
+
+
+def curve(
+    axes: Axes,
+    log: Sequence[Mapping[str, float]],
+    figure_of: Literal["accuracy", "loss"],
+    *,
+    titles: Mapping[str, str],
+    fonts: list[str],
+    legend: str,
+) -> None:
+    """Draw one figure of the log over the epochs, for training and validation."""
+    epochs = [epoch["epoch"] for epoch in log]
+    for split, key in (("training", figure_of), ("validation", f"val_{figure_of}")):
+        values = [epoch[key] for epoch in log]
+        axes.plot(epochs, values, marker="o", ms=4, color=COLOURS[split], label=titles[split])
+    axes.set_title(titles[figure_of], fontfamily=fonts)
+    axes.set_xlabel(titles["epoch"], fontfamily=fonts)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.25)
+    axes.legend(loc=legend, prop={"family": fonts})
+
+
+def _escaped(text: str) -> str:
+    """Keep matplotlib from reading a pair of dollar signs as a formula."""
+    return text.replace("$", r"\$")
+
+
+def _signs(text: str) -> set[int]:
+    return {ord(sign) for sign in text if not sign.isspace()}
+
+
+def _installed() -> Iterable[tuple[str, str]]:
+    """Yield family and file of the installed fonts, the preferred ones first."""
+    fonts = font_manager.fontManager.ttflist
+    rank = {family: place for place, family in enumerate(PREFERRED)}
+    chosen = sorted(fonts, key=lambda font: (rank.get(font.name, len(rank)), font.name))
+    # matplotlib brings a font of last resort along, which draws every sign as a box.
+    return ((font.name, font.fname) for font in chosen if not font.name.startswith("Last Resort"))
+
+
+@cache
+def _charmap(path: str) -> frozenset[int]:
+    """Return the code points that a font file has a glyph for."""
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):  # a damaged font is no font
+        logging.getLogger(__name__).debug("cannot read the font %s", path)
+        return frozenset()

@@ -1,0 +1,97 @@
+"""The values of a training run: all of them, their defaults and their reasons, in one place.
+
+In: nothing, or a JSON file. Out: a frozen `Recipe`. `fieldmark recipe article` prints one; the
+fields become the flags of `fieldmark train`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fieldmark.errors import FieldmarkError
+
+
+class Recipe(BaseModel):
+    """What a training run does; the defaults are the article's. Wrong types are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    network: Literal["article"] = Field(
+        "article", description="The network: the article's own ResNet50V2."
+    )
+    image_size: int = Field(
+        224,
+        ge=32,
+        le=1024,
+        description="Side of the square that a photo is resized to, in pixels. "
+        "The article's 224 is ImageNet's custom; the time of a step grows with the square.",
+    )
+    batch_size: int = Field(
+        8,
+        ge=1,
+        le=4096,
+        description="Photos a step. The article's 8 fits any memory, "
+        "but gives noisy batch statistics.",
+    )
+    epochs: int = Field(
+        10, ge=1, le=100_000, description="Passes over the training photos. The article's 10."
+    )
+    learning_rate: float = Field(
+        0.001, gt=0, le=10, description="Step size of Adam. The article's, and Adam's default."
+    )
+    validation_split: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Share of the photos kept for validation. The article's 80/20.",
+    )
+    split_seed: int = Field(
+        123,
+        ge=0,
+        lt=2**32,
+        description="Number that decides which photos are for validation. The article's 123.",
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**32,
+        description="Number that the initial weights and the order of the photos are drawn from. "
+        "The article sets none.",
+    )
+
+    def changed(self, **values: Any) -> Recipe:
+        """Return this recipe with other values, validated again."""
+        return Recipe.model_validate({**self.model_dump(), **values})
+
+
+ARTICLE = Recipe()
+
+
+def named(name: str) -> Recipe:
+    """Return the recipe of that name, `article`, or of the JSON file at that path."""
+    if name == "article":
+        return ARTICLE
+    try:
+        content = Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FieldmarkError(
+            f"There is no recipe {name!r}: name `article`, or a JSON file "
+            "(`fieldmark recipe article` prints one to start from)."
+        ) from error
+    try:
+        return Recipe.model_validate_json(content)
+    except ValidationError as error:
+        raise FieldmarkError(f"{name} is not a recipe: {reasons(error)}.") from error
+
+
+def reasons(error: ValidationError) -> str:
+    """Write what pydantic refused as one clause: `epochs 0: Input should be greater than ...`."""
+    clauses = []
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(part) for part in problem["loc"])
+        value = f" {problem['input']!r}" if field else ""
+        clauses.append(f"{field}{value}: {problem['msg']}".lstrip(": "))
+    return "; ".join(clauses)

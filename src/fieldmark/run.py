@@ -1,0 +1,137 @@
+"""The run folder: every path in it, every read and write of it, and its schema's version.
+
+A run is a folder. Each command reads it and adds its own files; nothing else ties the commands
+together. This is the only module that knows the names of the files; `docs/design.md` lists them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fieldmark import files
+from fieldmark.data import Record
+from fieldmark.errors import FieldmarkError
+from fieldmark.recipe import Recipe
+
+SCHEMA = 1  # raised when a file of the run changes its meaning
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that exists; made by `create` or `open_run`."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, every value."""
+        return self.folder / "recipe.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device, backend, commit and command line."""
+        return self.folder / "environment.json"
+
+    @property
+    def classes(self) -> Path:
+        """The class names, one a line, in the order of the labels."""
+        return self.folder / "classes.txt"
+
+    @property
+    def split(self) -> Path:
+        """Path, label, split, group and sha256 of every photo."""
+        return self.folder / "split.csv"
+
+    @property
+    def log(self) -> Path:
+        """The figures of the training, one line an epoch."""
+        return self.folder / "log.jsonl"
+
+    @property
+    def last(self) -> Path:
+        """The state after the last epoch, the optimiser's included."""
+        return self.folder / "last" / "state.keras"
+
+    @property
+    def best(self) -> Path:
+        """The chosen weights: a plain Keras model with logits for output."""
+        return self.folder / "best.keras"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of the figures."""
+        return self.folder / "figures"
+
+    def append_log(self, epoch: Mapping[str, float]) -> None:
+        """Add an epoch's line to the log; it is on the disk when this returns."""
+        with files.writing(self.log), self.log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(epoch) + "\n")
+            log.flush()
+            os.fsync(log.fileno())
+
+    def read_log(self) -> list[dict[str, float]]:
+        """Return the figures of every epoch so far."""
+        if not self.log.exists():
+            return []
+        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+
+    def read_recipe(self) -> Recipe:
+        """Return the recipe that the run was trained by."""
+        return Recipe.model_validate_json(self.recipe.read_text(encoding="utf-8"))
+
+    def read_classes(self) -> tuple[str, ...]:
+        """Return the class names in the order of the labels."""
+        return tuple(self.classes.read_text(encoding="utf-8").splitlines())
+
+    def read_split(self) -> tuple[Record, ...]:
+        """Return the rows of the split."""
+        with self.split.open(encoding="utf-8", newline="") as rows:
+            return tuple(Record(**row) for row in csv.DictReader(rows))  # type: ignore[arg-type]
+
+
+def create(
+    folder: str | os.PathLike[str],
+    *,
+    recipe: Recipe,
+    environment: Mapping[str, Any],
+    classes: Iterable[str],
+    split: Iterable[Record],
+) -> Run:
+    """Begin a run: write what is known before the first epoch, all of it or nothing."""
+    run = Run(Path(folder))
+    with files.whole_folder(run.folder) as temporary:
+        draft = Run(temporary)
+        draft.figures.mkdir()
+        draft.last.parent.mkdir()
+        draft.recipe.write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        draft.classes.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+        facts = json.dumps({"schema": SCHEMA, **environment}, indent=2, ensure_ascii=False)
+        draft.environment.write_text(facts + "\n", encoding="utf-8")
+        with draft.split.open("w", encoding="utf-8", newline="") as rows:
+            writer = csv.DictWriter(rows, [field.name for field in fields(Record)])
+            writer.writeheader()
+            writer.writerows(asdict(record) for record in split)
+    return run
+
+
+def open_run(folder: str | os.PathLike[str]) -> Run:
+    """Return the run in a folder, refusing a folder that is none or of a newer schema."""
+    run = Run(Path(folder))
+    try:
+        schema = json.loads(run.environment.read_text(encoding="utf-8"))["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FieldmarkError(
+            f"{run.folder} is not a run folder: `fieldmark train PHOTOS --out RUN` makes one."
+        ) from error
+    if schema != SCHEMA:
+        raise FieldmarkError(
+            f"{run.folder} has the run schema {schema}, and this fieldmark reads {SCHEMA}: "
+            "use the version that wrote it."
+        )
+    return run

@@ -1,0 +1,344 @@
+"""fit(recipe, photos, out): a folder of photos -> a run folder with a trained network.
+
+In: a `Recipe` and a folder with one sub-folder of photos for each class. Out: the run folder of
+`docs/design.md`. `fieldmark train PHOTOS --recipe article --out RUN` runs it: the article's steps
+in their order, with all that can be wrong found before the first step of training.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fieldmark import article, backend, files, plots
+from fieldmark.backend import keras
+from fieldmark.console import Meter, duration, meter, say
+from fieldmark.data import Photos, audit, list_photos, records
+from fieldmark.errors import FieldmarkError
+from fieldmark.plots import Language, Lettering
+from fieldmark.recipe import Recipe
+from fieldmark.run import Run, create
+
+RECORDED = ("fieldmark", "keras", "tensorflow", "tensorflow-cpu", "jax", "torch", "numpy", "pillow")
+
+
+def fit(
+    recipe: Recipe,
+    photos: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    language: Language = "en",
+    show: bool = False,
+) -> Run:
+    """Train by the recipe and return the run; the photos are only read.
+
+    Raises a `FieldmarkError` before anything is written where a photo, the folder `out` or a
+    value of the recipe stands in the way. Ctrl-C keeps what the finished epochs left.
+    """
+    files.refuse_existing(Path(out))
+    if show:
+        require_screen()
+    listed = list_photos(photos)
+    refuse_impossible(recipe, listed)
+    keras.utils.set_random_seed(recipe.seed)
+
+    say(f"Devices: {', '.join(article.devices()) or 'no GPU, computing on the CPU'}")
+    hashes = audit(listed, article.decode)
+    say(f"Photos: {len(listed)}")
+    training, validation = article.read_photos(photos, recipe)
+    say(f"Classes: {', '.join(training.class_names)}")
+    images, labels = next(iter(training))
+    say(f"First batch: images {tuple(images.shape)}, labels {tuple(labels.shape)}")
+    network = article.ResNet50V2((*images.shape[1:],), classes=len(listed.classes))
+    require_room(Path(out), network)
+
+    held_out = [Path(path).relative_to(photos).as_posix() for path in validation.file_paths]
+    run = create(
+        out,
+        recipe=recipe,
+        environment=environment(photos),
+        classes=listed.classes,
+        split=records(listed, hashes, held_out),
+    )
+    album = Album(run, Lettering(language), listed.classes, show=show)
+    album.photos("training_photos", "training photos", images, np.asarray(labels))
+
+    network.summary(print_fn=say, line_length=100)
+    article.compile_network(network, recipe)
+    batches, validation_batches = article.pipeline(training, validation)
+    say(f"Training {recipe.epochs} epochs of {len(batches)} steps; the first step takes longest.")
+    try:
+        with meter("Training", recipe.epochs * len(batches)) as shown, expected_warning():
+            network.fit(
+                batches,
+                validation_data=validation_batches,
+                epochs=recipe.epochs,
+                verbose=0,
+                callbacks=[Record(run), Progress(shown, recipe.epochs)],
+            )
+    except KeyboardInterrupt:
+        say(kept(run))
+        raise
+    album.curves(run.read_log())
+    images = np.concatenate([np.asarray(batch) for batch, _ in validation_batches.take(8)])[:8]
+    album.photos("predictions", "predictions", images, predict_singly(network, images))
+    say(outcome(run, len(held_out)))
+    return run
+
+
+class Record(keras.callbacks.Callback):  # type: ignore[misc]
+    """After each epoch: a line in the log, the last state, and the weights if they are the best."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+        self.best = (-1.0, -math.inf)
+
+    def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        """Make the network that `best.keras` is saved from; it shares the trained layers."""
+        self.chosen = logits_network(self.model)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Take the time."""
+        self.began = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Write the epoch down and keep its weights."""
+        figures = {name: finite(value) for name, value in sorted((logs or {}).items())}
+        seconds = round(time.monotonic() - self.began, 3)
+        self.run.append_log({"epoch": epoch + 1, **figures, "seconds": seconds})
+        with files.whole_file(self.run.last) as temporary:
+            self.model.save(temporary)
+        score = (figures["val_accuracy"] or 0.0, -(figures["val_loss"] or math.inf))
+        if score > self.best:
+            self.best = score
+            copy_head(self.model, self.chosen)
+            with files.whole_file(self.run.best) as temporary:
+                self.chosen.save(temporary)
+
+
+class Progress(keras.callbacks.Callback):  # type: ignore[misc]
+    """Shows the steps done and the time left, and prints the epoch's figures."""
+
+    def __init__(self, shown: Meter, epochs: int) -> None:
+        super().__init__()
+        self.shown = shown
+        self.epochs = epochs
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Take the time and the epoch's number."""
+        self.began = time.monotonic()
+        self.epoch = f"epoch {epoch + 1}/{self.epochs}"
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Move on one step."""
+        values = logs or {}
+        note = "  ".join(f"{name} {float(value):.3f}" for name, value in sorted(values.items()))
+        self.shown.advance(note=f"{self.epoch}  {note}")
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Print the figures in the article's order."""
+        values = logs or {}
+        names = ("loss", "accuracy", "val_loss", "val_accuracy")
+        figures = "  ".join(f"{name} {values[name]:.3f}" for name in names)
+        say(f"{self.epoch}  {duration(time.monotonic() - self.began)}  {figures}")
+
+
+class Album:
+    """Draws the figures of a run into its folder, and on the screen where asked to."""
+
+    def __init__(
+        self, run: Run, lettering: Lettering, classes: tuple[str, ...], *, show: bool
+    ) -> None:
+        self.run = run
+        self.lettering = lettering
+        self.labels = [lettering.class_label(name, i) for i, name in enumerate(classes)]
+        self.show = show
+        for note in lettering.notes:
+            say(note)
+
+    def photos(self, name: str, title: str, images: Any, numbers: Any) -> None:
+        """Draw a grid of photos, (n, h, w, 3), with the names of their class numbers, (n,)."""
+        labels = [self.labels[number] for number in numbers]
+        title = self.lettering.titles[title]
+        fonts = self.lettering.families([title, *labels])
+        self._keep(name, plots.photo_grid(list(np.asarray(images)), labels, title=title, fonts=fonts))
+
+    def curves(self, log: list[dict[str, float]]) -> None:
+        """Draw accuracy and loss over the epochs."""
+        titles = self.lettering.titles
+        fonts = self.lettering.families(titles.values())
+        self._keep("curves", plots.curves(log, titles=titles, fonts=fonts))
+
+    def _keep(self, name: str, figure: Figure) -> None:
+        path = self.run.figures / f"{name}.png"
+        with files.whole_file(path) as temporary:
+            figure.savefig(temporary, dpi=150)
+        say(f"Figure: {path}")
+        if self.show:
+            on_screen(figure)
+
+
+def refuse_impossible(recipe: Recipe, photos: Photos) -> None:
+    """Raise where the photos are too few for the split or for a batch."""
+    validation = int(recipe.validation_split * len(photos))  # rounded as Keras does
+    training = len(photos) - validation
+    if validation == 0 or training == 0:
+        raise FieldmarkError(
+            f"{len(photos)} photos leave {training} for training and {validation} for validation: "
+            "add photos, or change --validation-split."
+        )
+    if recipe.batch_size > training:
+        raise FieldmarkError(
+            f"A batch of {recipe.batch_size} is larger than the {training} training photos in "
+            f"{photos.folder}: take a smaller --batch-size."
+        )
+
+
+def require_room(out: Path, network: Any) -> None:
+    """Raise where the disk has no room for the run's weights.
+
+    The best weights are 4 bytes a parameter and the last state 12, with Adam's two moments; while
+    one is replaced it is there twice.
+    """
+    needed = network.count_params() * (4 + 12 + 12)
+    place = next(folder for folder in out.absolute().parents if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise FieldmarkError(
+            f"{place} has {free / 1e9:.1f} GB free and the run needs {needed / 1e9:.1f} GB: "
+            "free some room, or put --out on another disk."
+        )
+
+
+def predict_singly(network: Any, images: np.ndarray[Any, Any]) -> list[int]:
+    """Predict photos (n, h, w, 3) one by one as the article does; return the class numbers."""
+    return [int(np.argmax(network.predict(image[None], verbose=0))) for image in images]
+
+
+def logits_network(network: Any) -> Any:
+    """Return a network that ends before the softmax; all layers but the last are shared."""
+    head = network.layers[-1]
+    logits = keras.layers.Dense(head.units, dtype="float32", name=head.name)
+    return keras.Model(network.input, logits(head.input), name=network.name)
+
+
+def copy_head(network: Any, chosen: Any) -> None:
+    """Copy the weights of the last layer from the trained network to `logits_network`'s."""
+    chosen.layers[-1].set_weights(network.layers[-1].get_weights())
+
+
+def expected_warning() -> warnings.catch_warnings:
+    """Silence Keras' word on the article's softmax before a loss of logits: it is known.
+
+    On TensorFlow in float32 Keras finds the logits behind the softmax and nothing else happens;
+    `docs/article.md` says what happens elsewhere.
+    """
+    return warnings.catch_warnings(
+        action="ignore", category=UserWarning
+    )
+
+
+def kept(run: Run) -> str:
+    """Say what an interrupted run holds."""
+    epochs = len(run.read_log())
+    if not epochs:
+        return f"Stopped before the end of the first epoch; {run.folder} holds no weights."
+    return (
+        f"Stopped; {run.folder} keeps {epochs} finished epochs: their figures in {run.log.name}, "
+        f"the best weights in {run.best.name} and the last state in {run.last.parent.name}."
+    )
+
+
+def outcome(run: Run, count: int) -> str:
+    """Say what the training came to, on `count` validation photos."""
+    from scipy.stats import binomtest  # noqa: PLC0415  # a second to import
+
+    log = run.read_log()
+    accuracy = log[-1]["val_accuracy"]
+    right = round(accuracy * count)
+    interval = binomtest(right, count).proportion_ci(method="wilson")
+    chance = max(np.unique([r.label for r in run.read_split() if r.split == "validation"], return_counts=True)[1]) / count
+    return (
+        f"Validation accuracy after epoch {len(log)}: {accuracy:.1%}, {right} of {count} photos "
+        f"(95 % interval {interval.low:.0%} to {interval.high:.0%}; "
+        f"always the commonest class: {chance:.0%})."
+    )
+
+
+def environment(photos: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what the run was made with: versions, device, backend, commit, command line."""
+    return {
+        "command": shlex.join(sys.argv),
+        "photos": str(Path(photos).absolute()),
+        "commit": commit(),
+        "backend": backend.name,
+        "gpus": backend.devices(),
+        "machine": platform.platform(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: found for name in RECORDED if (found := installed(name))},
+    }
+
+
+def installed(package: str) -> str | None:
+    """Return the version of an installed package, or nothing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """Return the git commit of fieldmark's own source, where it runs from a checkout."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        described = subprocess.run(
+            [*git, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True, check=True, text=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def require_screen() -> None:
+    """Raise where matplotlib has no screen to show a figure on."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415  # opens a screen where there is one
+
+    if plt.get_backend().lower() == "agg":
+        raise FieldmarkError(
+            "--show needs a screen, and matplotlib finds none: leave it out, "
+            "the figures are files in the run folder."
+        )
+
+
+def on_screen(figure: Figure) -> None:
+    """Show a figure in a window and wait until it is closed, as the article does."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    manager = plt.figure().canvas.manager
+    figure.set_canvas(manager.canvas)
+    manager.canvas.figure = figure
+    plt.show()
+
+
+def finite(value: float) -> float | None:
+    """Return a number for JSON, which has none for infinity and not-a-number."""
+    return float(value) if math.isfinite(value) else None
