@@ -191,6 +191,6 @@ def decode(content: bytes) -> None:
 def tensorflow() -> Any:
     """Import TensorFlow, by which the article reads its photos on every backend."""
     require("tensorflow", extra="tensorflow", why="The article reads its photos with TensorFlow")
-    import tensorflow as tf  # noqa: PLC0415  # seconds to import, and absent from other backends
+    import tensorflow as tf  # seconds to import, and absent from other backends
 
     return tf

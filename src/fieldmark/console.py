@@ -26,18 +26,18 @@ T = TypeVar("T")
 
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
-output = Console(highlight=False, soft_wrap=True)
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def be_quiet(quiet: bool = True) -> None:
     """Print no messages and show no progress from here on; errors are still printed."""
-    output.quiet = progress.quiet = quiet
+    progress.quiet = quiet
 
 
 def say(message: str) -> None:
-    """Print one message for the user."""
-    output.print(message, markup=False)
+    """Print one message for the user; while a bar is shown, it goes above the bar."""
+    if not progress.quiet:
+        print(message, flush=True)
 
 
 class Meter:
@@ -47,7 +47,9 @@ class Meter:
         self.description = description
         self.total = total
         self.done = 0
-        self.began = self._said = time.monotonic()
+        # The pace is taken from the second unit on: the first one often compiles a network.
+        self._first: tuple[float, int] | None = None
+        self._said = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -69,9 +71,12 @@ class Meter:
         self.done += steps
         self.bar.update(self._task, advance=steps, note=note)
         now = time.monotonic()
-        if not progress.is_terminal and now - self._said > LINE_EVERY and self.done < self.total:
+        if self._first is None:
+            self._first = now, self.done
+        elif not progress.is_terminal and now - self._said > LINE_EVERY and self.done < self.total:
             self._said = now
-            left = duration((now - self.began) / self.done * (self.total - self.done))
+            began, before = self._first
+            left = duration((now - began) / (self.done - before) * (self.total - self.done))
             line = f"{self.description} {self.done}/{self.total}, {left} left  {note}"
             progress.print(line.rstrip(), markup=False)
 

@@ -100,7 +100,11 @@ def audit(photos: Photos, decode: Callable[[bytes], object]) -> dict[str, str]:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(track(pool.map(examine, photos.paths), "Checking photos", len(photos)))
-    bad = [f"  {photos.folder / path}: {why}" for path, (_, why) in zip(photos.paths, results, strict=True) if why]
+    bad = [
+        f"  {photos.folder / path}: {why}"
+        for path, (_, why) in zip(photos.paths, results, strict=True)
+        if why
+    ]
     if bad:
         count = "1 file is not a photo" if len(bad) == 1 else f"{len(bad)} files are not photos"
         raise FieldmarkError(
@@ -140,9 +144,7 @@ def _files(folder: Path) -> list[str]:
     ]
 
 
-def _refuse_unusable(
-    root: Path, files: dict[str, list[str]], photos: dict[str, list[str]]
-) -> None:
+def _refuse_unusable(root: Path, files: dict[str, list[str]], photos: dict[str, list[str]]) -> None:
     """Raise where there are not two classes with photos in each."""
     if not files:
         raise FieldmarkError(

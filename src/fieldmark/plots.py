@@ -16,7 +16,9 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
+from matplotlib.ticker import MaxNLocator
 
 Language = Literal["en", "zh"]
 
@@ -71,7 +73,7 @@ class Lettering:
 
     def families(self, texts: Iterable[str]) -> list[str]:
         """Return the font families to draw the texts with."""
-        return drawable("".join(texts)) or font_manager.FontProperties().get_family()
+        return drawable("".join(texts)) or FontProperties().get_family()
 
     def class_label(self, name: str, number: int) -> str:
         """Return a class' name, or its number where no installed font can draw the name."""
@@ -85,8 +87,8 @@ class Lettering:
 
 def drawable(text: str) -> list[str] | None:
     """Return font families that together have every sign of the text, or none if none do."""
-    families = list(font_manager.FontProperties().get_family())
-    missing = _signs(text) - _charmap(font_manager.findfont(font_manager.FontProperties()))
+    families = list(FontProperties().get_family())
+    missing = _signs(text) - _charmap(font_manager.findfont(FontProperties()))
     for family, path in _installed() if missing else ():
         found = missing & _charmap(path)
         if found:
@@ -106,13 +108,14 @@ def photo_grid(
     for place, (photo, label) in enumerate(zip(photos[:8], labels[:8], strict=True), start=1):
         axes = figure.add_subplot(2, 4, place)
         axes.imshow(np.clip(photo, 0, 255).astype("uint8"))
-        axes.set_title(_escaped(label), fontfamily=fonts, fontsize="medium")
+        # A class' name may hold dollar signs, between which matplotlib would read a formula.
+        axes.set_title(label, fontfamily=fonts, fontsize="medium", parse_math=False)
         axes.axis("off")
     return figure
 
 
 def curves(
-    log: Sequence[Mapping[str, float]], *, titles: Mapping[str, str], fonts: list[str]
+    log: Sequence[Mapping[str, float | None]], *, titles: Mapping[str, str], fonts: list[str]
 ) -> Figure:
     """Draw accuracy and loss over the epochs, for training and validation."""
     figure = Figure(figsize=(12, 4), layout="constrained")  # inches, as in the article
@@ -124,28 +127,23 @@ def curves(
 
 def curve(
     axes: Axes,
-    log: Sequence[Mapping[str, float]],
+    log: Sequence[Mapping[str, float | None]],
     figure_of: Literal["accuracy", "loss"],
     *,
     titles: Mapping[str, str],
     fonts: list[str],
-    legend: str,
+    legend: Literal["lower right", "upper right"],
 ) -> None:
     """Draw one figure of the log over the epochs, for training and validation."""
-    epochs = [epoch["epoch"] for epoch in log]
+    epochs = np.array([epoch["epoch"] for epoch in log], dtype=float)
     for split, key in (("training", figure_of), ("validation", f"val_{figure_of}")):
-        values = [epoch[key] for epoch in log]
+        values = np.array([epoch[key] for epoch in log], dtype=float)  # none becomes not-a-number
         axes.plot(epochs, values, marker="o", ms=4, color=COLOURS[split], label=titles[split])
     axes.set_title(titles[figure_of], fontfamily=fonts)
     axes.set_xlabel(titles["epoch"], fontfamily=fonts)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
-    axes.legend(loc=legend, prop={"family": fonts})
-
-
-def _escaped(text: str) -> str:
-    """Keep matplotlib from reading a pair of dollar signs as a formula."""
-    return text.replace("$", r"\$")
+    axes.legend(loc=legend, prop=FontProperties(family=fonts))
 
 
 def _signs(text: str) -> set[int]:

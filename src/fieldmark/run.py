@@ -21,6 +21,9 @@ from fieldmark.recipe import Recipe
 
 SCHEMA = 1  # raised when a file of the run changes its meaning
 
+# An epoch's figures by their names in Keras; none where the figure was no finite number.
+Epoch = Mapping[str, float | None]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -68,14 +71,14 @@ class Run:
         """The folder of the figures."""
         return self.folder / "figures"
 
-    def append_log(self, epoch: Mapping[str, float]) -> None:
+    def append_log(self, epoch: Epoch) -> None:
         """Add an epoch's line to the log; it is on the disk when this returns."""
         with files.writing(self.log), self.log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(epoch) + "\n")
             log.flush()
             os.fsync(log.fileno())
 
-    def read_log(self) -> list[dict[str, float]]:
+    def read_log(self) -> list[Epoch]:
         """Return the figures of every epoch so far."""
         if not self.log.exists():
             return []
@@ -87,7 +90,8 @@ class Run:
 
     def read_classes(self) -> tuple[str, ...]:
         """Return the class names in the order of the labels."""
-        return tuple(self.classes.read_text(encoding="utf-8").splitlines())
+        # Not splitlines(), which parts names at signs such as the form feed as well.
+        return tuple(self.classes.read_text(encoding="utf-8").split("\n")[:-1])
 
     def read_split(self) -> tuple[Record, ...]:
         """Return the rows of the split."""

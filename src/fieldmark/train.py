@@ -16,7 +16,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from fieldmark.backend import keras
 from fieldmark.console import Meter, duration, meter, say
 from fieldmark.data import Photos, audit, list_photos, records
 from fieldmark.errors import FieldmarkError
+from fieldmark.network import build, summary
 from fieldmark.plots import Language, Lettering
 from fieldmark.recipe import Recipe
-from fieldmark.run import Run, create
+from fieldmark.run import Epoch, Run, create
 
 RECORDED = ("fieldmark", "keras", "tensorflow", "tensorflow-cpu", "jax", "torch", "numpy", "pillow")
 
@@ -63,7 +65,7 @@ def fit(
     say(f"Classes: {', '.join(training.class_names)}")
     images, labels = next(iter(training))
     say(f"First batch: images {tuple(images.shape)}, labels {tuple(labels.shape)}")
-    network = article.ResNet50V2((*images.shape[1:],), classes=len(listed.classes))
+    network = build(recipe.network, image_size=recipe.image_size, classes=len(listed.classes))
     require_room(Path(out), network)
 
     held_out = [Path(path).relative_to(photos).as_posix() for path in validation.file_paths]
@@ -77,7 +79,7 @@ def fit(
     album = Album(run, Lettering(language), listed.classes, show=show)
     album.photos("training_photos", "training photos", images, np.asarray(labels))
 
-    network.summary(print_fn=say, line_length=100)
+    say(summary(network))
     article.compile_network(network, recipe)
     batches, validation_batches = article.pipeline(training, validation)
     say(f"Training {recipe.epochs} epochs of {len(batches)} steps; the first step takes longest.")
@@ -96,7 +98,7 @@ def fit(
     album.curves(run.read_log())
     images = np.concatenate([np.asarray(batch) for batch, _ in validation_batches.take(8)])[:8]
     album.photos("predictions", "predictions", images, predict_singly(network, images))
-    say(outcome(run, len(held_out)))
+    say(outcome(run))
     return run
 
 
@@ -118,8 +120,8 @@ class Record(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Write the epoch down and keep its weights."""
-        figures = {name: finite(value) for name, value in sorted((logs or {}).items())}
         seconds = round(time.monotonic() - self.began, 3)
+        figures = {name: finite(value) for name, value in sorted((logs or {}).items())}
         self.run.append_log({"epoch": epoch + 1, **figures, "seconds": seconds})
         with files.whole_file(self.run.last) as temporary:
             self.model.save(temporary)
@@ -176,9 +178,11 @@ class Album:
         labels = [self.labels[number] for number in numbers]
         title = self.lettering.titles[title]
         fonts = self.lettering.families([title, *labels])
-        self._keep(name, plots.photo_grid(list(np.asarray(images)), labels, title=title, fonts=fonts))
+        self._keep(
+            name, plots.photo_grid(list(np.asarray(images)), labels, title=title, fonts=fonts)
+        )
 
-    def curves(self, log: list[dict[str, float]]) -> None:
+    def curves(self, log: Sequence[Epoch]) -> None:
         """Draw accuracy and loss over the epochs."""
         titles = self.lettering.titles
         fonts = self.lettering.families(titles.values())
@@ -233,6 +237,8 @@ def predict_singly(network: Any, images: np.ndarray[Any, Any]) -> list[int]:
 def logits_network(network: Any) -> Any:
     """Return a network that ends before the softmax; all layers but the last are shared."""
     head = network.layers[-1]
+    if head.activation is keras.activations.linear:
+        return network
     logits = keras.layers.Dense(head.units, dtype="float32", name=head.name)
     return keras.Model(network.input, logits(head.input), name=network.name)
 
@@ -242,15 +248,13 @@ def copy_head(network: Any, chosen: Any) -> None:
     chosen.layers[-1].set_weights(network.layers[-1].get_weights())
 
 
-def expected_warning() -> warnings.catch_warnings:
+def expected_warning() -> warnings.catch_warnings[None]:
     """Silence Keras' word on the article's softmax before a loss of logits: it is known.
 
     On TensorFlow in float32 Keras finds the logits behind the softmax and nothing else happens;
     `docs/article.md` says what happens elsewhere.
     """
-    return warnings.catch_warnings(
-        action="ignore", category=UserWarning
-    )
+    return warnings.catch_warnings(action="ignore", category=UserWarning)
 
 
 def kept(run: Run) -> str:
@@ -264,19 +268,21 @@ def kept(run: Run) -> str:
     )
 
 
-def outcome(run: Run, count: int) -> str:
-    """Say what the training came to, on `count` validation photos."""
-    from scipy.stats import binomtest  # noqa: PLC0415  # a second to import
+def outcome(run: Run) -> str:
+    """Say what the training came to on the validation photos."""
+    from scipy.stats import binomtest  # a second to import
 
     log = run.read_log()
-    accuracy = log[-1]["val_accuracy"]
+    accuracy = log[-1]["val_accuracy"] or 0.0
+    held_out = Counter(row.label for row in run.read_split() if row.split == "validation")
+    count = held_out.total()
     right = round(accuracy * count)
     interval = binomtest(right, count).proportion_ci(method="wilson")
-    chance = max(np.unique([r.label for r in run.read_split() if r.split == "validation"], return_counts=True)[1]) / count
+    commonest = max(held_out.values())
     return (
         f"Validation accuracy after epoch {len(log)}: {accuracy:.1%}, {right} of {count} photos "
         f"(95 % interval {interval.low:.0%} to {interval.high:.0%}; "
-        f"always the commonest class: {chance:.0%})."
+        f"always the commonest class: {commonest / count:.0%})."
     )
 
 
@@ -308,10 +314,14 @@ def commit() -> str | None:
     here = Path(__file__)
     git = ["git", "-C", str(here.parent)]
     try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True
+        )
         described = subprocess.run(
             [*git, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            capture_output=True, check=True, text=True,
+            capture_output=True,
+            check=True,
+            text=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -320,7 +330,7 @@ def commit() -> str | None:
 
 def require_screen() -> None:
     """Raise where matplotlib has no screen to show a figure on."""
-    import matplotlib.pyplot as plt  # noqa: PLC0415  # opens a screen where there is one
+    import matplotlib.pyplot as plt  # opens a screen where there is one
 
     if plt.get_backend().lower() == "agg":
         raise FieldmarkError(
@@ -331,12 +341,11 @@ def require_screen() -> None:
 
 def on_screen(figure: Figure) -> None:
     """Show a figure in a window and wait until it is closed, as the article does."""
-    import matplotlib.pyplot as plt  # noqa: PLC0415
+    import matplotlib.pyplot as plt
 
-    manager = plt.figure().canvas.manager
-    figure.set_canvas(manager.canvas)
-    manager.canvas.figure = figure
+    plt.figure(figure)  # hands the figure over to pyplot's windows
     plt.show()
+    plt.close(figure)
 
 
 def finite(value: float) -> float | None:

@@ -1,0 +1,41 @@
+"""Make the generated pages and pictures of the docs anew: `make docs`.
+
+Out: `docs/cli.md` from the command line's own code, and the pictures that the tool draws.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fieldmark import cli, draw, network, species
+
+DOCS = Path(__file__).parent
+PICTURES = DOCS / "pictures"
+TILE = 224  # pixels
+
+
+def contact_sheet(columns: int, *, seed: int) -> Image.Image:
+    """Draw a row of photos for each species."""
+    sheet = Image.new("RGB", (columns * TILE, len(species.SPECIES) * TILE))
+    for row, name in enumerate(species.SPECIES):
+        for column in range(columns):
+            rng = np.random.default_rng([seed, row, column])
+            photo, _ = draw.picture(name, size=TILE, rng=rng)
+            sheet.paste(photo, (column * TILE, row * TILE))
+    return sheet
+
+
+def main() -> None:
+    """Write each file."""
+    (DOCS / "cli.md").write_text(cli.reference(), encoding="utf-8")
+    PICTURES.mkdir(exist_ok=True)
+    contact_sheet(6, seed=2).resize((1008, 672)).save(PICTURES / "drawn_birds.jpg", quality=88)
+    for name in ("article", "resnet50v2"):
+        network.draw(network.build(name, classes=4), PICTURES / f"network_{name}.svg")
+
+
+if __name__ == "__main__":
+    main()

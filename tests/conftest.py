@@ -1,0 +1,72 @@
+"""What the tests share: drawn photos, one small trained run, and a way to run the command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fieldmark import console, draw
+from fieldmark.recipe import SMALL
+from fieldmark.run import Run
+
+ROOT = Path(__file__).parent.parent
+# Real photos lie beside the checkout of some developers; a user has none.
+SHARED = ROOT.parent / "shared" / "data"
+
+# Seconds, not minutes: small photos, two epochs of five steps.
+TINY = SMALL.changed(image_size=32, batch_size=8, epochs=2)
+
+
+@pytest.fixture(scope="session")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty drawn photos of four classes; for reading only."""
+    return draw.birds(tmp_path_factory.mktemp("drawn") / "birds", per_class=12, size=32)
+
+
+@pytest.fixture(scope="session")
+def trained(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of the small network on the drawn photos; for reading only."""
+    from fieldmark.train import fit
+
+    return fit(TINY, birds, tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture(autouse=True)
+def _loud() -> Iterator[None]:
+    """Undo a test's `--quiet`."""
+    yield
+    console.be_quiet(False)
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def fieldmark(tmp_path: Path) -> Command:
+    """Run the command line as a user does: a process of its own, in an empty folder."""
+
+    def run(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "fieldmark", *map(str, words)],
+            cwd=tmp_path,
+            env={**os.environ, "COLUMNS": "100", **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def shared_photos() -> Path:
+    """The folder of real photos, where there is one."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real photos at {SHARED}")
+    return SHARED

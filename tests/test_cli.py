@@ -1,0 +1,201 @@
+"""The command line as a user meets it: help, results, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, TINY, Command
+from fieldmark import cli
+from fieldmark.recipe import ARTICLE, Recipe
+
+COMMANDS = ["draw", "network", "recipe", "train"]
+
+
+def test_every_command_has_help_with_an_example_and_a_page(fieldmark: Command) -> None:
+    overview = fieldmark("--help").stdout
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = [name for name in cli.app if not name.startswith("-")]
+    assert sorted(commands) == COMMANDS
+    for name in commands:
+        assert f"│ {name} " in overview
+        assert f"Example: fieldmark {name} " in fieldmark(name, "--help").stdout
+        assert (ROOT / "docs" / f"{name}.md").exists()
+        assert f"fieldmark {name}" in readme
+
+
+def test_the_reference_of_the_commands_is_generated() -> None:
+    """`make docs` writes it."""
+    code = "from fieldmark import cli; print(cli.reference(), end='')"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout == (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
+def test_the_recipe_is_the_flags(fieldmark: Command) -> None:
+    text = " ".join(fieldmark("train", "--help").stdout.replace("│", " ").split())
+    for name, field in Recipe.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in text
+        assert str(field.description).replace("`", "") in text
+
+
+def test_version_and_recipe_print_to_standard_output(fieldmark: Command) -> None:
+    assert fieldmark("--version").stdout.strip() == "0.1.0"
+    assert json.loads(fieldmark("recipe", "article").stdout) == ARTICLE.model_dump()
+
+
+def test_the_completion_knows_the_commands() -> None:
+    script = cli.app.generate_completion(shell="bash")
+    assert all(name in script for name in COMMANDS)
+
+
+def test_help_is_coloured_on_a_terminal_only(fieldmark: Command) -> None:
+    assert "\x1b[" not in fieldmark("--help").stdout
+    assert "\x1b[" in fieldmark("--help", FORCE_COLOR="1").stdout
+
+
+def test_a_recipe_file_and_flags_make_the_run(
+    fieldmark: Command, birds: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.json").write_text(TINY.model_dump_json())
+    flags = ["--out", "run", "--recipe", "mine.json", "--epochs", "1", "--language", "zh"]
+    done = fieldmark("train", birds, *flags)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    assert json.loads((run / "recipe.json").read_text()) == {**TINY.model_dump(), "epochs": 1}
+    printed = done.stdout
+    in_order = (
+        "Devices: ",
+        "Photos: 48",
+        "Classes: Bananaquit, Black Skimmer, Black-throated Bushtit, Cockatoo",
+        "First batch: images (8, 32, 32, 3), labels (8,)",
+        "training_photos.png",
+        "Total params: 223,940",
+        "epoch 1/1",
+        "curves.png",
+        "predictions.png",
+        "Validation accuracy after epoch 1",
+    )
+    places = [printed.find(text) for text in in_order]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert "of 9 photos (95 % interval" in printed
+
+
+MISTAKES = {
+    "train missing --out run": "There is no folder missing",
+    "train empty --out run": "empty is empty",
+    "train loose --out run": "loose has no sub-folders",
+    "train one --out run": "holds the one class 'ant'",
+    "train gap --out run": "No photo was found in gap/bee",
+    "train webp --out run": "(extensions there: 2 x .webp)",
+    "train file --out run": "cannot be read as a folder",
+    "train broken --out run": "20 files are not photos that can be read",
+    "train BIRDS --out full": "full exists already",
+    "train BIRDS --out file/run": "file/run cannot be written",
+    "train BIRDS --out run --epochs 0": "epochs '0': Input should be greater than or equal to 1",
+    "train BIRDS --out run --image-size 8": "image_size '8': Input should be greater than or eq",
+    "train BIRDS --out run --learning-rate nan": "learning_rate 'nan': Input should be",
+    "train BIRDS --out run --seed -1": "seed '-1': Input should be greater than or equal to 0",
+    "train BIRDS --out run --batch-size 40": "A batch of 40 is larger than the 39",
+    "train BIRDS --out run --epochs many": "epochs 'many': Input should be a valid integer",
+    "train BIRDS --out run --recipe best": "There is no recipe 'best'",
+    "train BIRDS --out run --language fr": 'Choose from: "en", "zh"',
+    "train BIRDS --out run --show": "--show needs a screen",
+    "train BIRDS": "--out requires an argument",
+    "train BIRDS --out run --epoch 3": "Unknown option: --epoch. Did you mean --epochs?",
+    "trian BIRDS": 'Unknown command "trian". Did you mean "train"?',
+    "recipe best": "There is no recipe 'best'",
+    "network vgg": 'Choose from: "article"',
+    "network article --image-size 4": "cannot take photos of 4 pixels a side",
+    "network small --image-size 32 --svg file/x.svg": "file/x.svg cannot be written",
+    "draw full": "full exists already",
+    "draw new --size 8": "size is 8",
+    "draw new --per-class 0": "per_class is 0: give a whole number from 1 to 9999",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_gets_one_sentence(
+    line: str,
+    birds: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for folder in ("empty", "loose", "one/ant", "gap/ant", "gap/bee", "webp/a", "webp/b", "full"):
+        (tmp_path / folder).mkdir(parents=True)
+    for kind in ("ant", "bee"):
+        (tmp_path / "broken" / kind).mkdir(parents=True)
+        for number in range(10):
+            (tmp_path / "broken" / kind / f"{number}.jpg").write_text("<html>" * number)
+    for file in ("loose/1.jpg", "one/ant/1.jpg", "gap/ant/1.jpg", "file", "full/x"):
+        (tmp_path / file).touch()
+    for file in ("webp/a/1.webp", "webp/b/1.webp"):
+        (tmp_path / file).touch()
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(line.replace("BIRDS", str(birds)).split())
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert MISTAKES[line] in error
+    assert "error: " in error
+    assert "Traceback" not in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(birds: Path, tmp_path: Path) -> None:
+    """Without root's right to write everywhere."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    tmp_path.chmod(0o755)
+    command = [sys.executable, "-m", "fieldmark", "draw", str(closed / "birds"), "--per-class", "1"]
+    if os.geteuid() == 0:
+        if subprocess.run(["setpriv", "--help"], capture_output=True, check=False).returncode:
+            pytest.skip("root may write everywhere, and there is no setpriv to be another user")
+        command = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", *command]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "birds cannot be written (Permission denied)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("backend", "sentence"),
+    [
+        ("cupy", "The Keras backend 'cupy' is not one that fieldmark knows"),
+        ("torch", "torch is not installed: run  pip install 'fieldmark[torch]'"),
+    ],
+)
+def test_a_missing_backend_is_named(
+    fieldmark: Command, birds: Path, backend: str, sentence: str
+) -> None:
+    if backend == "torch":
+        try:
+            import torch  # noqa: F401
+        except ImportError:
+            pass
+        else:
+            pytest.skip("PyTorch is installed here")
+    done = fieldmark("train", birds, "--out", "run", KERAS_BACKEND=backend)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_quiet_prints_nothing_and_errors_all_the_same(fieldmark: Command) -> None:
+    done = fieldmark("-q", "draw", "birds", "--per-class", "1", "--size", "32")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    again = fieldmark("draw", "birds", "-q")
+    assert again.returncode == 2
+    assert "birds exists already" in again.stderr
+
+
+def test_verbose_shows_where_an_error_came_from(fieldmark: Command) -> None:
+    done = fieldmark("-v", "recipe", "best")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr

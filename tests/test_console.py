@@ -1,0 +1,55 @@
+"""Progress with the time left, on a terminal and in a log file; and silence where asked for."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fieldmark import console
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
+def test_a_time_is_written_for_people(seconds: float, text: str) -> None:
+    assert console.duration(seconds) == text
+
+
+def test_tracking_passes_the_items_on() -> None:
+    assert list(console.track(range(3), "Counting")) == [0, 1, 2]
+    assert list(console.track(iter("ab"), "Counting", 2)) == ["a", "b"]
+
+
+def test_a_log_file_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr(console, "progress", Console(file=log, force_terminal=False))
+    clock = iter([0.0, 30.0, 32.0, 40.0, 42.0])  # made, then four steps; the first one compiles
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    meter = console.Meter("Training", 5)
+    for loss in (4, 3, 2, 1):
+        meter.advance(note=f"loss {loss}")
+    assert log.getvalue().splitlines() == ["Training 2/5, 6 s left  loss 3"]
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "progress", Console(file=screen, force_terminal=True, width=120))
+    with console.meter("Training", 2) as meter:
+        meter.advance(note="loss [0.5]")
+        meter.bar.refresh()
+    assert "Training" in screen.getvalue()
+    assert "1/2" in screen.getvalue()
+    assert "loss [0.5]" in screen.getvalue()
+
+
+def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    console.be_quiet()
+    console.say("a message")
+    list(console.track(range(3), "Counting"))
+    assert capsys.readouterr() == ("", "")
+    console.be_quiet(False)
+    console.say("[not markup]")
+    assert capsys.readouterr().out == "[not markup]\n"

@@ -1,0 +1,101 @@
+"""Files and folders that appear whole or not at all, on a disk that fills up too."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fieldmark.errors import FieldmarkError
+from fieldmark.files import refuse_existing, whole_file, whole_folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if os.name != "posix" or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_file_replaces_the_one_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("old")
+    with whole_file(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.suffix == ".txt"
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_interrupted_file_leaves_the_one_before_it(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("old")
+    with pytest.raises(error), whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_a_file_that_fills_the_disk_leaves_the_one_before_it(small_disk: Path) -> None:
+    path = small_disk / "notes.txt"
+    path.write_text("old")
+    with pytest.raises(FieldmarkError, match=r"notes\.txt cannot be written \(No space left"):
+        with whole_file(path) as temporary:
+            temporary.write_bytes(b"x" * 100_000)
+    assert path.read_text() == "old"
+    assert os.listdir(small_disk) == ["notes.txt"]
+
+
+def test_a_folder_that_fills_the_disk_leaves_nothing(small_disk: Path) -> None:
+    with pytest.raises(FieldmarkError, match=r"run cannot be written \(No space left"):
+        with whole_folder(small_disk / "run") as temporary:
+            (temporary / "a").write_text("fits")
+            (temporary / "b").write_bytes(b"x" * 100_000)
+    assert os.listdir(small_disk) == []
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "run"
+    with whole_folder(path) as temporary:
+        (temporary / "a").write_text("1")
+        assert not path.exists()
+    assert (path / "a").read_text() == "1"
+    assert os.listdir(path.parent) == ["run"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "run") as temporary:
+        (temporary / "a").touch()
+    (tmp_path / "run" / "a").unlink()
+    with whole_folder(tmp_path / "run") as temporary:
+        (temporary / "b").touch()
+    assert os.listdir(tmp_path / "run") == ["b"]
+
+
+def test_what_exists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(FieldmarkError, match="exists already and is not overwritten"):
+            refuse_existing(path)
+    refuse_existing(tmp_path / "new")
+
+
+def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FieldmarkError, match="cannot be written"):
+        with whole_folder(tmp_path / "file" / "run"):
+            pass

@@ -1,0 +1,71 @@
+"""The run folder: what is written can be read, and what is no run is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fieldmark.data import Record
+from fieldmark.errors import FieldmarkError
+from fieldmark.recipe import ARTICLE
+from fieldmark.run import Run, create, open_run
+
+# What a file or a class can be called: anything but line breaks and half signs.
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0/"), min_size=1)
+
+
+def new_run(folder: Path, classes: tuple[str, ...] = ("ant", "bee"), path: str = "1.jpg") -> Run:
+    """Create a run of one photo a class."""
+    split = [Record(f"{name}/{path}", name, "training", "", "0" * 64) for name in classes]
+    return create(folder, recipe=ARTICLE, environment={"a": 1}, classes=classes, split=split)
+
+
+def test_a_run_can_be_read_again(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    assert open_run(tmp_path / "run") == run
+    assert run.read_recipe() == ARTICLE
+    assert run.read_classes() == ("ant", "bee")
+    assert [record.label for record in run.read_split()] == ["ant", "bee"]
+    assert json.loads(run.environment.read_text()) == {"schema": 1, "a": 1}
+    assert run.read_log() == []
+    assert os.listdir(tmp_path) == ["run"]
+
+
+@given(kind=names, path=names)
+def test_any_name_survives(tmp_path_factory: pytest.TempPathFactory, kind: str, path: str) -> None:
+    run = new_run(tmp_path_factory.mktemp("any") / "run", classes=(kind, "x" + kind), path=path)
+    assert run.read_classes() == (kind, "x" + kind)
+    assert run.read_split()[0].path == f"{kind}/{path}"
+
+
+def test_the_log_grows_by_a_line_an_epoch(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    for epoch in (1, 2):
+        run.append_log({"epoch": epoch, "loss": 0.5})
+    assert run.log.read_text() == '{"epoch": 1, "loss": 0.5}\n{"epoch": 2, "loss": 0.5}\n'
+    assert [line["epoch"] for line in run.read_log()] == [1, 2]
+
+
+def test_an_existing_run_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
+    with pytest.raises(FieldmarkError, match="exists already"):
+        new_run(tmp_path / "run", classes=("cow", "dog"))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FieldmarkError, match="is not a run folder"):
+        open_run(tmp_path)
+    run = new_run(tmp_path / "run")
+    run.environment.write_text("{")
+    with pytest.raises(FieldmarkError, match="is not a run folder"):
+        open_run(run.folder)
+    run.environment.write_text('{"schema": 99}')
+    with pytest.raises(FieldmarkError, match="schema 99, and this fieldmark reads 1"):
+        open_run(run.folder)
