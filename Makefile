@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install ## Draw birds, train on them, and say how well it went; a few minutes.
 	@rm -rf build/demo
-	$(BIN)/fieldmark draw build/demo/birds --per-class 100 --size 64
+	$(BIN)/fieldmark draw build/demo/birds --per-class 150 --size 64
 	$(BIN)/fieldmark train build/demo/birds --recipe small --out build/demo/run
 
 test: install ## Run the tests that take seconds.

@@ -3,7 +3,7 @@
 In: nothing. Each seed draws its own photos and trains by the recipe `small`, as `make demo` does.
 Out, on standard output: the validation accuracy of each seed, and mean and standard deviation.
 
-    python benchmarks/demo.py --per-class 100 --seeds 5
+    python benchmarks/demo.py --per-class 150 --seeds 5
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fieldmark.train import fit
 def main() -> None:
     """Train once a seed and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--per-class", type=int, default=100)
+    parser.add_argument("--per-class", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     console.be_quiet()

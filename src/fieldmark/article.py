@@ -13,12 +13,15 @@ article's own table, is held against this file row by row.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 from typing import TYPE_CHECKING, Any
 
 from fieldmark import backend
 from fieldmark.backend import keras, require
+from fieldmark.console import say
 
 if TYPE_CHECKING:
     from fieldmark.recipe import Recipe
@@ -144,18 +147,19 @@ def read_photos(folder: str | os.PathLike[str], recipe: Recipe) -> tuple[Any, An
     Keras squashes each photo to a square, bilinear and without antialiasing.
     """
     tensorflow()
-    shape = (recipe.image_size, recipe.image_size)
-    training, validation = (
-        keras.utils.image_dataset_from_directory(
-            os.fspath(folder),
-            validation_split=recipe.validation_split,
-            subset=subset,
-            seed=recipe.split_seed,
-            image_size=shape,
-            batch_size=recipe.batch_size,
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        training, validation = (
+            keras.utils.image_dataset_from_directory(
+                os.fspath(folder),
+                validation_split=recipe.validation_split,
+                subset=subset,
+                seed=recipe.split_seed,
+                image_size=(recipe.image_size, recipe.image_size),
+                batch_size=recipe.batch_size,
+            )
+            for subset in ("training", "validation")
         )
-        for subset in ("training", "validation")
-    )
+    say(printed.getvalue().rstrip())
     return training, validation
 
 

@@ -49,7 +49,7 @@ class Meter:
         self.done = 0
         # The pace is taken from the second unit on: the first one often compiles a network.
         self._first: tuple[float, int] | None = None
-        self._said = time.monotonic()
+        self._said = 0.0
         self.bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -73,6 +73,7 @@ class Meter:
         now = time.monotonic()
         if self._first is None:
             self._first = now, self.done
+            self._said = now
         elif not progress.is_terminal and now - self._said > LINE_EVERY and self.done < self.total:
             self._said = now
             began, before = self._first

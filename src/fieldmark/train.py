@@ -108,7 +108,6 @@ class Record(keras.callbacks.Callback):  # type: ignore[misc]
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.run = run
-        self.best = (-1.0, -math.inf)
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Make the network that `best.keras` is saved from; it shares the trained layers."""
@@ -125,9 +124,7 @@ class Record(keras.callbacks.Callback):  # type: ignore[misc]
         self.run.append_log({"epoch": epoch + 1, **figures, "seconds": seconds})
         with files.whole_file(self.run.last) as temporary:
             self.model.save(temporary)
-        score = (figures["val_accuracy"] or 0.0, -(figures["val_loss"] or math.inf))
-        if score > self.best:
-            self.best = score
+        if best_epoch(self.run.read_log()) == epoch + 1:
             copy_head(self.model, self.chosen)
             with files.whole_file(self.run.best) as temporary:
                 self.chosen.save(temporary)
@@ -257,6 +254,16 @@ def expected_warning() -> warnings.catch_warnings[None]:
     return warnings.catch_warnings(action="ignore", category=UserWarning)
 
 
+def best_epoch(log: Sequence[Epoch]) -> float | None:
+    """Return the number of the epoch with the highest accuracy, and among equals lowest loss."""
+
+    def merit(epoch: Epoch) -> tuple[float, float]:
+        loss = epoch["val_loss"]
+        return epoch["val_accuracy"] or 0.0, -math.inf if loss is None else -loss
+
+    return max(log, key=merit)["epoch"]
+
+
 def kept(run: Run) -> str:
     """Say what an interrupted run holds."""
     epochs = len(run.read_log())
@@ -282,7 +289,8 @@ def outcome(run: Run) -> str:
     return (
         f"Validation accuracy after epoch {len(log)}: {accuracy:.1%}, {right} of {count} photos "
         f"(95 % interval {interval.low:.0%} to {interval.high:.0%}; "
-        f"always the commonest class: {commonest / count:.0%})."
+        f"always the commonest class: {commonest / count:.0%}). "
+        f"{run.best} holds epoch {best_epoch(log)}."
     )
 
 
