@@ -209,6 +209,32 @@ def test_a_disk_without_room_is_refused_before_the_training(birds: Path, tmp_pat
         train.require_room(tmp_path / "new" / "run", Huge())
 
 
+def test_a_disk_that_fills_up_keeps_what_was_there(trained: Run, small_disk: Path) -> None:
+    """Weights of 80 kB do not fit on what is left of 64 kB; the log does."""
+    run = runs.create(
+        small_disk / "run", recipe=TINY, environment={}, classes=BIRDS, split=trained.read_split()
+    )
+    image = keras.layers.Input((100,))
+    model = keras.Model(image, keras.layers.Dense(200, activation="softmax", name="head")(image))
+    record = train.Record(run)
+    record.set_model(model)
+    record.on_train_begin()
+    record.on_epoch_begin(0)
+    with pytest.raises(FieldmarkError, match=r"state\.keras cannot be written"):
+        record.on_epoch_end(0, {"val_accuracy": 0.5, "val_loss": 1.0})
+    assert len(run.read_log()) == 1
+    assert [path.name for path in run.folder.rglob("*.keras")] == []
+    assert train.kept(run) == f"Stopped; epochs finished: 1; {run.folder} keeps log.jsonl."
+
+
+def test_a_run_among_the_photos_is_refused(birds: Path) -> None:
+    before = listing(birds)
+    for out in (birds / "run", birds / BIRDS[0] / "run", birds / ".." / birds.name / "run"):
+        with pytest.raises(FieldmarkError, match="would lie in the folder of photos"):
+            train.fit(TINY, birds, out)
+    assert listing(birds) == before
+
+
 def test_the_figures_are_shown_on_a_screen_only(birds: Path, tmp_path: Path) -> None:
     with pytest.raises(FieldmarkError, match="--show needs a screen"):
         train.fit(TINY, birds, tmp_path / "run", show=True)
@@ -246,7 +272,7 @@ def test_ctrl_c_ends_cleanly_and_says_what_was_kept(birds: Path, tmp_path: Path)
     assert "Traceback" not in printed + errors
     run = runs.open_run(tmp_path / "run")
     kept = len(run.read_log())
-    assert f"keeps {kept} finished epochs" in printed
+    assert f"epochs finished: {kept}; run keeps log.jsonl, best.keras, last/state.keras" in printed
     assert keras.saving.load_model(run.best).count_params() > 0
     assert not [path for path in run.folder.rglob("*") if "partial" in path.name]
 

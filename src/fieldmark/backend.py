@@ -54,6 +54,10 @@ os.environ["KERAS_BACKEND"] = name
 
 import keras  # noqa: E402  # only now is it known that this import can work
 
+# What follows is written for these two; a user's keras.json may say otherwise.
+keras.config.set_image_data_format("channels_last")
+keras.config.set_floatx("float32")
+
 __all__ = ["BACKENDS", "devices", "keras", "name", "require"]
 
 

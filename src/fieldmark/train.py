@@ -52,6 +52,7 @@ def fit(
     value of the recipe stands in the way. Ctrl-C keeps what the finished epochs left.
     """
     files.refuse_existing(Path(out))
+    refuse_inside(Path(out), Path(photos))
     if show:
         require_screen()
     listed = list_photos(photos)
@@ -63,8 +64,6 @@ def fit(
     say(f"Photos: {len(listed)}")
     training, validation = article.read_photos(photos, recipe)
     say(f"Classes: {', '.join(training.class_names)}")
-    images, labels = next(iter(training))
-    say(f"First batch: images {tuple(images.shape)}, labels {tuple(labels.shape)}")
     network = build(recipe.network, image_size=recipe.image_size, classes=len(listed.classes))
     require_room(Path(out), network)
 
@@ -77,7 +76,9 @@ def fit(
         split=records(listed, hashes, held_out),
     )
     album = Album(run, Lettering(language), listed.classes, show=show)
+    images, labels = next(iter(training))
     album.photos("training_photos", "training photos", images, np.asarray(labels))
+    say(f"First batch: images {tuple(images.shape)}, labels {tuple(labels.shape)}")
 
     say(summary(network))
     article.compile_network(network, recipe)
@@ -92,7 +93,7 @@ def fit(
                 verbose=0,
                 callbacks=[Record(run), Progress(shown, recipe.epochs)],
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, FieldmarkError):  # a disk that fills up is one of the latter
         say(kept(run))
         raise
     album.curves(run.read_log())
@@ -194,6 +195,15 @@ class Album:
             on_screen(figure)
 
 
+def refuse_inside(out: Path, photos: Path) -> None:
+    """Raise where the run would lie among the photos, and be a class of the next training."""
+    if out.resolve().is_relative_to(photos.resolve()):
+        raise FieldmarkError(
+            f"The run {out} would lie in the folder of photos {photos}, which is only read: "
+            "put --out elsewhere."
+        )
+
+
 def refuse_impossible(recipe: Recipe, photos: Photos) -> None:
     """Raise where the photos are too few for the split or for a batch."""
     validation = int(recipe.validation_split * len(photos))  # rounded as Keras does
@@ -265,14 +275,12 @@ def best_epoch(log: Sequence[Epoch]) -> float | None:
 
 
 def kept(run: Run) -> str:
-    """Say what an interrupted run holds."""
-    epochs = len(run.read_log())
-    if not epochs:
+    """Say what a run that was stopped holds."""
+    there = [path for path in (run.log, run.best, run.last) if path.exists()]
+    if not there:
         return f"Stopped before the end of the first epoch; {run.folder} holds no weights."
-    return (
-        f"Stopped; {run.folder} keeps {epochs} finished epochs: their figures in {run.log.name}, "
-        f"the best weights in {run.best.name} and the last state in {run.last.parent.name}."
-    )
+    names = ", ".join(str(path.relative_to(run.folder)) for path in there)
+    return f"Stopped; epochs finished: {len(run.read_log())}; {run.folder} keeps {names}."
 
 
 def outcome(run: Run) -> str:
