@@ -14,8 +14,8 @@ from conftest import ROOT
 RANKS = (
     ("errors",),
     ("console", "files"),
-    ("backend", "recipe", "plots", "brush", "svg"),
-    ("article", "resnet_v2", "data", "species", "scenery"),
+    ("backend", "recipe", "plots", "brush", "anatomy"),
+    ("article", "resnet_v2", "data", "species", "scenery", "svg"),
     ("run", "network", "draw"),
     ("train",),
     ("cli",),

@@ -15,9 +15,9 @@ import pytest
 
 from fieldmark import network
 from fieldmark import svg as page
+from fieldmark.anatomy import Anatomy, Block, Shortcut, Stage, Step, by
 from fieldmark.backend import keras
 from fieldmark.errors import FieldmarkError
-from fieldmark.svg import Anatomy, Block, Shortcut, Stage, Step
 
 TABLE = Path(__file__).parent / "article_summary.csv"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -337,10 +337,10 @@ def check(drawing: str, anatomy: Anatomy) -> ET.Element:
     assert len(drawn) == len(anatomy.blocks)
     for group, block in zip(drawn, anatomy.blocks, strict=True):
         told = [words(text) for text in group.iter(f"{SVG}text")]
-        assert {str(block.number), page.by(block.shape, " × ")} <= set(told)
+        assert {str(block.number), by(block.shape, " × ")} <= set(told)
         cells = [[words(t) for t in cell.iter(f"{SVG}text")] for cell in groups(group, "cell")]
         assert cells == [
-            [page.by(s.kernel) + f" /{s.stride}" * bool(s.stride), str(s.shape[-1])]
+            [by(s.kernel) + f" /{s.stride}" * bool(s.stride), str(s.shape[-1])]
             for s in block.residual
         ]
     return root

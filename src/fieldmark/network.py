@@ -23,10 +23,10 @@ from unittest import mock
 
 from fieldmark import article, resnet_v2
 from fieldmark import svg as page
+from fieldmark.anatomy import Anatomy, Block, Part, Shortcut, Stage, Step
 from fieldmark.backend import keras
 from fieldmark.errors import FieldmarkError
 from fieldmark.files import whole_file
-from fieldmark.svg import Anatomy, Block, Part, Shortcut, Stage, Step
 
 SMALLEST = 5  # the article's: padded by 1 on both sides, 5 pixels just fill the stem's 7x7 kernel
 
