@@ -44,7 +44,7 @@ bench: install ## Time us against others, in one run.
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/raw_pixels.py
 
-docs: install ## Make the generated pages and pictures anew.
+docs: demo ## Make the generated pages and pictures anew.
 	$(BIN)/python docs/make.py
 
 clean: ## Remove what the other targets made.

@@ -1,4 +1,4 @@
-"""Make the generated pages and pictures of the docs anew: `make docs`.
+"""Make the generated pages and pictures of the docs anew: `make docs`, which runs the demo first.
 
 Out: `docs/cli.md` from the command line's own code, and the pictures that the tool draws.
 """
@@ -33,6 +33,8 @@ def main() -> None:
     (DOCS / "cli.md").write_text(cli.reference(), encoding="utf-8")
     PICTURES.mkdir(exist_ok=True)
     contact_sheet(6, seed=2).resize((1008, 672)).save(PICTURES / "drawn_birds.jpg", quality=88)
+    with Image.open(DOCS.parent / "build" / "demo" / "run" / "figures" / "predictions.png") as demo:
+        demo.convert("RGB").resize((1000, 500)).save(PICTURES / "predictions.jpg", quality=86)
     for name in ("article", "resnet50v2"):
         network.draw(network.build(name, classes=4), PICTURES / f"network_{name}.svg")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from fieldmark.recipe import SMALL
 from fieldmark.run import Run
 
 ROOT = Path(__file__).parent.parent
+# Neither the terminal nor the settings of whoever runs the tests are to be felt in them.
+for name in ("FORCE_COLOR", "NO_COLOR"):
+    os.environ.pop(name, None)
+os.environ["MPLBACKEND"] = "agg"
+os.environ["KERAS_HOME"] = tempfile.mkdtemp(prefix="keras-home-")
+
 # Real photos lie beside the checkout of some developers; a user has none.
 SHARED = ROOT.parent / "shared" / "data"
 

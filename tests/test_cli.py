@@ -12,7 +12,7 @@ import pytest
 
 from conftest import ROOT, TINY, Command
 from fieldmark import cli
-from fieldmark.recipe import ARTICLE, Recipe
+from fieldmark.recipe import ARTICLE, Recipe, named
 
 COMMANDS = ["draw", "network", "recipe", "train"]
 
@@ -97,9 +97,9 @@ MISTAKES = {
     "train broken --out run": "20 files are not photos that can be read",
     "train BIRDS --out full": "full exists already",
     "train BIRDS --out file/run": "file/run cannot be written",
-    "train BIRDS --out run --epochs 0": "epochs '0': Input should be greater than or equal to 1",
-    "train BIRDS --out run --image-size 8": "image_size '8': Input should be greater than or eq",
-    "train BIRDS --out run --learning-rate nan": "learning_rate 'nan': Input should be",
+    "train BIRDS --out run --epochs 0": "--epochs '0': Input should be greater than or equal to 1",
+    "train BIRDS --out run --image-size 8": "--image-size '8': Input should be greater than or eq",
+    "train BIRDS --out run --learning-rate nan": "--learning-rate 'nan': Input should be",
     "train BIRDS --out run --seed -1": "seed '-1': Input should be greater than or equal to 0",
     "train BIRDS --out run --batch-size 40": "A batch of 40 is larger than the 39",
     "train BIRDS --out run --epochs many": "epochs 'many': Input should be a valid integer",
@@ -113,6 +113,11 @@ MISTAKES = {
     "network vgg": 'Choose from: "article"',
     "network article --image-size 4": "cannot take photos of 4 pixels a side",
     "network small --image-size 32 --svg file/x.svg": "file/x.svg cannot be written",
+    "network small --classes 1000000000000": "1000000000000 classes: name at least one",
+    "network small --image-size 100000": "Photos of 100000 pixels a side: name 4096 or fewer",
+    "network small --image-size 32 --svg empty": "empty is a folder: name a file",
+    "draw .": "is the folder that you are in",
+    "draw new --size 64.5": "Invalid value for --size",
     "draw full": "full exists already",
     "draw new --size 8": "size is 8",
     "draw new --per-class 0": "per_class is 0: give a whole number from 1 to 9999",
@@ -193,6 +198,37 @@ def test_quiet_prints_nothing_and_errors_all_the_same(fieldmark: Command) -> Non
     again = fieldmark("draw", "birds", "-q")
     assert again.returncode == 2
     assert "birds exists already" in again.stderr
+
+
+def test_a_file_that_windows_wrote_is_read(tmp_path: Path) -> None:
+    for encoding in ("utf-16", "utf-8-sig"):
+        (tmp_path / "mine.json").write_text(ARTICLE.model_dump_json(), encoding=encoding)
+        assert named(str(tmp_path / "mine.json")) == ARTICLE
+
+
+def test_a_tilde_is_the_home(fieldmark: Command, tmp_path: Path) -> None:
+    done = fieldmark("draw", "~/birds", "--per-class", "1", "--size", "32", HOME=str(tmp_path))
+    assert done.returncode == 0
+    assert (tmp_path / "birds" / "Cockatoo" / "0000.jpg").exists()
+
+
+def test_a_terminal_without_the_signs_gets_escapes(fieldmark: Command) -> None:
+    done = fieldmark("recipe", "鸟", PYTHONIOENCODING="cp1252")
+    assert done.returncode == 2
+    assert "There is no recipe" in done.stderr
+
+
+def test_whoever_leaves_a_pipe_gets_no_traceback(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m fieldmark recipe article | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_settings_of_keras_that_do_not_fit_are_named(fieldmark: Command, tmp_path: Path) -> None:
+    (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first"}')
+    done = fieldmark("network", "small", KERAS_HOME=str(tmp_path))
+    assert done.returncode == 2
+    assert "Keras is set to image_data_format channels_first" in done.stderr
 
 
 def test_verbose_shows_where_an_error_came_from(fieldmark: Command) -> None:

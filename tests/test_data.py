@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fieldmark.data import Record, audit, list_photos, records
+from fieldmark.data import Record, audit, left_out, list_photos, records
 from fieldmark.errors import FieldmarkError
 
 
@@ -122,6 +122,20 @@ def test_a_folder_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
     (folder / "cow" / "1\n2.png").unlink()
     photo(folder / "cow" / "1.png")
     assert len(list_photos(folder)) == 3
+
+
+def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
+    two_classes(tmp_path)
+    for name in ("loose.jpg", "ant/1.webp", "bee/b/2.webp", "bee/README"):
+        photo(tmp_path / name)
+    assert left_out(list_photos(tmp_path)) == "2 x .webp, 1 x .jpg, 1 x no extension"
+
+
+def test_a_pipe_is_no_photo(tmp_path: Path) -> None:
+    two_classes(tmp_path)
+    os.mkfifo(tmp_path / "ant" / "pipe.jpg")
+    with pytest.raises(FieldmarkError, match=r"pipe\.jpg: is a pipe"):
+        audit(list_photos(tmp_path), lambda content: None)
 
 
 def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path) -> None:

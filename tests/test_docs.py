@@ -29,6 +29,12 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def anchors(page: Path) -> set[str]:
+    """Return the names by which a page's headings can be linked to."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 def commands(page: Path) -> list[str]:
     """Return the command lines of a page's console blocks."""
     shown = [text for language, text in blocks(page) if language == "console"]
@@ -53,9 +59,12 @@ def test_every_command_is_one_that_the_command_line_knows(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_to_a_file(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text)
-    missing = [x for x in links if "://" not in x and not (page.parent / x).exists()]
-    assert missing == []
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert "://" in link or target.exists(), link
+        if anchor and "://" not in link:
+            assert anchor in anchors(target), link
 
 
 def test_the_chinese_readme_has_the_same_code() -> None:

@@ -80,6 +80,19 @@ def test_what_exists_is_refused(tmp_path: Path) -> None:
     refuse_existing(tmp_path / "new")
 
 
+def test_the_folder_one_is_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FieldmarkError, match="is the folder that you are in"):
+        refuse_existing(Path())
+
+
+def test_a_file_needs_a_name_that_is_no_folder_s(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/"), Path()):
+        with pytest.raises(FieldmarkError, match="is a folder: name a file"):
+            with whole_file(path):
+                pass
+
+
 def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FieldmarkError, match="cannot be written"):

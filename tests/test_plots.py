@@ -81,6 +81,16 @@ def test_a_class_that_no_font_can_draw_is_called_by_its_number() -> None:
     assert lettering.notes == ["No installed font has the signs of '鸟'; the figures say class 3."]
 
 
+def test_a_long_name_takes_two_lines_at_most() -> None:
+    label = Lettering().class_label("Ring-necked Parakeet (Psittacula krameri) " * 4, 0)
+    assert [len(line) <= 26 for line in label.split("\n")] == [True, True]
+    assert label.endswith("…")
+
+
+def test_joiners_need_no_glyph() -> None:
+    assert Lettering().class_label("a\u200db\ufe0f", 0) == "a\u200db\ufe0f"
+
+
 def test_a_damaged_font_is_passed_over(no_fonts: list[Any], tmp_path: Path) -> None:
     (tmp_path / "bad.ttf").write_bytes(b"no font")
     for name in ("bad.ttf", "gone.ttf"):

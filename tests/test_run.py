@@ -51,6 +51,22 @@ def test_the_log_grows_by_a_line_an_epoch(tmp_path: Path) -> None:
     assert [line["epoch"] for line in run.read_log()] == [1, 2]
 
 
+def test_a_log_on_a_full_disk_keeps_whole_lines(small_disk: Path) -> None:
+    run = new_run(small_disk / "run")
+    run.append_log({"epoch": 1})
+    with pytest.raises(FieldmarkError, match="No space left"):
+        run.append_log({"x" * 100_000: 2})
+    assert run.log.read_text() == '{"epoch": 1}\n'
+
+
+def test_half_a_last_line_of_the_log_is_no_epoch(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    run.append_log({"epoch": 1})
+    with run.log.open("a") as log:
+        log.write('{"epoch": ')
+    assert run.read_log() == [{"epoch": 1}]
+
+
 def test_an_existing_run_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     before = {path: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}

@@ -54,9 +54,16 @@ os.environ["KERAS_BACKEND"] = name
 
 import keras  # noqa: E402  # only now is it known that this import can work
 
-# What follows is written for these two; a user's keras.json may say otherwise.
-keras.config.set_image_data_format("channels_last")
-keras.config.set_floatx("float32")
+name = keras.config.backend()  # where Keras was imported before, its choice stands
+for setting, found, wanted in (
+    ("image_data_format", keras.config.image_data_format(), "channels_last"),
+    ("floatx", keras.config.floatx(), "float32"),
+):
+    if found != wanted:
+        raise FieldmarkError(
+            f"Keras is set to {setting} {found}, and fieldmark needs {wanted}: "
+            "change it in ~/.keras/keras.json."
+        )
 
 __all__ = ["BACKENDS", "devices", "keras", "name", "require"]
 

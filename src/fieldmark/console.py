@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from rich.console import Console
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
-progress = Console(stderr=True, highlight=False, soft_wrap=True)
+progress = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def be_quiet(quiet: bool = True) -> None:
@@ -37,7 +37,8 @@ def be_quiet(quiet: bool = True) -> None:
 def say(message: str) -> None:
     """Print one message for the user; while a bar is shown, it goes above the bar."""
     if not progress.quiet:
-        print(message, flush=True)
+        with suppress(BrokenPipeError):  # whoever read along has left; the work goes on
+            print(message, flush=True)
 
 
 class Meter:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ class Photos:
     classes: tuple[str, ...]
     paths: tuple[str, ...]  # relative to the folder, with forward slashes
     labels: tuple[int, ...]
+    left_out: tuple[str, ...] = ()  # files in the folder that no class or no extension speaks for
 
     def __len__(self) -> int:
         """Count the photos."""
@@ -78,7 +80,17 @@ def list_photos(folder: str | os.PathLike[str]) -> Photos:
         classes=tuple(names),
         paths=tuple(f"{name}/{file}" for name in names for file in photos[name]),
         labels=tuple(label for label, name in enumerate(names) for _ in photos[name]),
+        left_out=(
+            *sorted(entry.name for entry in root.iterdir() if entry.is_file()),
+            *(f"{name}/{f}" for name in names for f in sorted({*files[name]} - {*photos[name]})),
+        ),
     )
+
+
+def left_out(photos: Photos) -> str:
+    """Say which kinds of files in the folder are not read: `3 x .webp, 1 x .txt`."""
+    kinds = Counter(Path(path).suffix.lower() or "no extension" for path in photos.left_out)
+    return ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
 
 
 def audit(photos: Photos, decode: Callable[[bytes], object]) -> dict[str, str]:
@@ -90,6 +102,8 @@ def audit(photos: Photos, decode: Callable[[bytes], object]) -> dict[str, str]:
 
     def examine(path: str) -> tuple[str, str | None]:
         try:
+            if stat.S_ISFIFO((photos.folder / path).stat().st_mode):
+                return "", "is a pipe"  # to read it would wait for ever
             content = (photos.folder / path).read_bytes()
             decode(content)
         except OSError as error:
@@ -137,9 +151,16 @@ def _is_class(entry: Path) -> bool:
 
 def _files(folder: Path) -> list[str]:
     """List all files below a folder, relative to it, in the order of Keras' reader."""
+
+    def refuse(error: OSError) -> None:
+        raise FieldmarkError(
+            f"{error.filename} cannot be read ({error.strerror}): change its rights."
+        ) from error
+
+    steps = os.walk(folder, onerror=refuse)
     return [
         Path(root, file).relative_to(folder).as_posix()
-        for root, _, files in sorted(os.walk(folder), key=lambda step: step[0])
+        for root, _, files in sorted(steps, key=lambda step: step[0])
         for file in sorted(files)
     ]
 

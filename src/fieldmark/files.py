@@ -6,6 +6,7 @@ complete, so that a full disk, a crash or Ctrl-C never leaves half a file that l
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -22,6 +23,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     The temporary name keeps the suffix, by which Keras and matplotlib choose a format.
     """
+    if path.is_dir() or not path.name:
+        raise FieldmarkError(f"{path} is a folder: name a file.")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     with writing(path):
         try:
@@ -52,15 +55,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise where `path` is a file, or a folder that holds anything."""
+    """Raise where `path` is a file, a folder that holds anything, or in a place not writable."""
     with writing(path):
-        if path.is_dir() and not any(path.iterdir()):
-            return
-        if path.exists():
+        if os.path.realpath(path) == str(Path.cwd()):
+            raise FieldmarkError(f"{path} is the folder that you are in: name a new one.")
+        if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
             raise FieldmarkError(
                 f"{path} exists already and is not overwritten: "
                 "name another folder, or move this one away."
             )
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @contextmanager

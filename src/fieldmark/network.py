@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from itertools import groupby, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from unittest import mock
 
 from fieldmark import article, resnet_v2
 from fieldmark import svg as page
@@ -28,6 +27,8 @@ from fieldmark.backend import keras
 from fieldmark.errors import FieldmarkError
 from fieldmark.files import whole_file
 
+LARGEST = 4096  # pixels a side: beyond it one photo's first maps take gigabytes
+MOST_CLASSES = 100_000  # ImageNet's full tree has 21,841
 SMALLEST = 5  # the article's: padded by 1 on both sides, 5 pixels just fill the stem's 7x7 kernel
 
 layers = keras.layers
@@ -61,13 +62,14 @@ class Cost:
 
     parameters: int
     trainable: int
-    frozen: int
+    non_trainable: int
     multiply_adds: int
 
     def __str__(self) -> str:
         """Write the counts in two lines for people."""
+        trainable = f"{self.trainable:,} trainable, {self.non_trainable:,} not"
         return (
-            f"{self.parameters:,} parameters ({self.trainable:,} trainable, {self.frozen:,} not)\n"
+            f"{self.parameters:,} parameters ({trainable})\n"
             f"{self.multiply_adds:,} multiply-adds a photo"
         )
 
@@ -94,10 +96,10 @@ def build(
             f"The network {name!r} cannot take photos of {image_size} pixels a side: "
             f"name a size of {smallest} or more (224 is the custom)."
         )
-    if classes < 1:
-        raise FieldmarkError(
-            f"A classifier needs at least one class, and {classes} were asked for: name 1 or more."
-        )
+    if image_size > LARGEST:
+        raise FieldmarkError(f"Photos of {image_size} pixels a side: name {LARGEST} or fewer.")
+    if not 1 <= classes <= MOST_CLASSES:
+        raise FieldmarkError(f"{classes} classes: name at least one and at most {MOST_CLASSES}.")
     shape = (image_size, image_size, 3)
     match name:
         case "article":
@@ -112,8 +114,14 @@ def build(
 def summary(model: Any) -> str:
     """Return Keras' table of the layers, 100 columns wide wherever it goes."""
     lines: list[str] = []
-    with mock.patch.dict(os.environ, COLUMNS="100"):  # else cut at the terminal's width
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100"  # where there is no terminal, the table would be cut at 80
+    try:
         model.summary(print_fn=lines.append, line_length=100)
+    finally:
+        os.environ.pop("COLUMNS")
+        if before is not None:
+            os.environ["COLUMNS"] = before
     return "\n".join(lines).rstrip()
 
 
@@ -127,7 +135,7 @@ def cost(model: Any) -> Cost:
     return Cost(
         parameters=model.count_params(),
         trainable=sum(math.prod(weight.shape) for weight in model.trainable_weights),
-        frozen=sum(math.prod(weight.shape) for weight in model.non_trainable_weights),
+        non_trainable=sum(math.prod(weight.shape) for weight in model.non_trainable_weights),
         multiply_adds=sum(map(_multiply_adds, nodes)),
     )
 

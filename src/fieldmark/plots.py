@@ -8,6 +8,8 @@ draws boxes for what it lacks. Sizes and places of the legends are the article's
 from __future__ import annotations
 
 import logging
+import textwrap
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
@@ -77,8 +79,9 @@ class Lettering:
 
     def class_label(self, name: str, number: int) -> str:
         """Return a class' name, or its number where no installed font can draw the name."""
+        name = unicodedata.normalize("NFC", name)  # macOS takes letters and their marks apart
         if drawable(name) is not None:
-            return name
+            return "\n".join(textwrap.wrap(name, 26, max_lines=2, placeholder="…"))
         note = f"No installed font has the signs of {name!r}; the figures say class {number}."
         if note not in self.notes:
             self.notes.append(note)
@@ -147,7 +150,14 @@ def curve(
 
 
 def _signs(text: str) -> set[int]:
-    return {ord(sign) for sign in text if not sign.isspace()}
+    """Return the code points that need a glyph: no spaces, joiners or variation selectors."""
+    return {
+        ord(sign)
+        for sign in text
+        if not (
+            sign.isspace() or unicodedata.category(sign) == "Cf" or "\ufe00" <= sign <= "\ufe0f"
+        )
+    }
 
 
 def _installed() -> Iterable[tuple[str, str]]:

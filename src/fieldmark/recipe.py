@@ -6,6 +6,7 @@ fields become the flags of `fieldmark train`.
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,23 +82,32 @@ def named(name: str) -> Recipe:
     if name in RECIPES:
         return RECIPES[name]
     try:
-        content = Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = Path(name).expanduser().read_bytes()
+    except FileNotFoundError as error:
         raise FieldmarkError(
             f"There is no recipe {name!r}: name one of {', '.join(RECIPES)}, or a JSON file "
             "(`fieldmark recipe article` prints one to start from)."
         ) from error
+    except (OSError, ValueError) as error:
+        raise FieldmarkError(f"{name} cannot be read ({error}): name a JSON file.") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # PowerShell's `>`
+        content = content.decode("utf-16", errors="replace").encode()
     try:
-        return Recipe.model_validate_json(content)
+        return Recipe.model_validate_json(content.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         raise FieldmarkError(f"{name} is not a recipe: {reasons(error)}.") from error
 
 
-def reasons(error: ValidationError) -> str:
-    """Write what pydantic refused as one clause: `epochs 0: Input should be greater than ...`."""
+def reasons(error: ValidationError, *, flags: bool = False) -> str:
+    """Write what pydantic refused as one clause: `epochs 0: Input should be greater than ...`.
+
+    With `flags`, fields are called as on the command line.
+    """
     clauses = []
     for problem in error.errors(include_url=False):
         field = ".".join(str(part) for part in problem["loc"])
+        if flags and field:
+            field = "--" + field.replace("_", "-")
         value = f" {problem['input']!r}" if field else ""
         clauses.append(f"{field}{value}: {problem['msg']}".lstrip(": "))
     return "; ".join(clauses)

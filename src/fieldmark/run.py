@@ -72,17 +72,24 @@ class Run:
         return self.folder / "figures"
 
     def append_log(self, epoch: Epoch) -> None:
-        """Add an epoch's line to the log; it is on the disk when this returns."""
-        with files.writing(self.log), self.log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(epoch) + "\n")
-            log.flush()
-            os.fsync(log.fileno())
+        """Add an epoch's line to the log, whole or not at all; then it is on the disk."""
+        line = (json.dumps(epoch) + "\n").encode()
+        with files.writing(self.log), self.log.open("ab", buffering=0) as log:
+            end = log.tell()
+            try:
+                while line:  # a disk that is nearly full takes a part, and then raises
+                    line = line[log.write(line) :]
+                os.fsync(log.fileno())
+            except BaseException:
+                log.truncate(end)
+                raise
 
     def read_log(self) -> list[Epoch]:
-        """Return the figures of every epoch so far."""
+        """Return the figures of every finished epoch."""
         if not self.log.exists():
             return []
-        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        # What a crash left of a last line is behind the last line break.
+        return [json.loads(line) for line in self.log.read_bytes().split(b"\n")[:-1]]
 
     def read_recipe(self) -> Recipe:
         """Return the recipe that the run was trained by."""
@@ -116,7 +123,8 @@ def create(
         draft.recipe.write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
         draft.classes.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
         facts = json.dumps({"schema": SCHEMA, **environment}, indent=2, ensure_ascii=False)
-        draft.environment.write_text(facts + "\n", encoding="utf-8")
+        # A path that is not UTF-8 becomes an escape, which is JSON's too.
+        draft.environment.write_text(facts + "\n", encoding="utf-8", errors="backslashreplace")
         with draft.split.open("w", encoding="utf-8", newline="") as rows:
             writer = csv.DictWriter(rows, [field.name for field in fields(Record)])
             writer.writeheader()

@@ -17,7 +17,8 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from matplotlib.figure import Figure
 from fieldmark import article, backend, files, plots
 from fieldmark.backend import keras
 from fieldmark.console import Meter, duration, meter, say
-from fieldmark.data import Photos, audit, list_photos, records
+from fieldmark.data import Photos, audit, left_out, list_photos, records
 from fieldmark.errors import FieldmarkError
 from fieldmark.network import build, summary
 from fieldmark.plots import Language, Lettering
@@ -52,16 +53,19 @@ def fit(
     value of the recipe stands in the way. Ctrl-C keeps what the finished epochs left.
     """
     files.refuse_existing(Path(out))
-    refuse_inside(Path(out), Path(photos))
     if show:
         require_screen()
     listed = list_photos(photos)
+    refuse_inside(Path(out), listed.folder)
     refuse_impossible(recipe, listed)
     keras.utils.set_random_seed(recipe.seed)
 
     say(f"Devices: {', '.join(article.devices()) or 'no GPU, computing on the CPU'}")
     hashes = audit(listed, article.decode)
-    say(f"Photos: {len(listed)}")
+    say(f"Photos: {len(listed)}" + (f" (not read: {left_out(listed)})" if listed.left_out else ""))
+    cache = len(listed) * recipe.image_size**2 * 3 * 4 / 1e9  # float32, as the article keeps them
+    if cache > 1:
+        say(f"All of them are kept in memory, which takes {cache:.1f} GB.")
     training, validation = article.read_photos(photos, recipe)
     say(f"Classes: {', '.join(training.class_names)}")
     network = build(recipe.network, image_size=recipe.image_size, classes=len(listed.classes))
@@ -75,32 +79,37 @@ def fit(
         classes=listed.classes,
         split=records(listed, hashes, held_out),
     )
-    album = Album(run, Lettering(language), listed.classes, show=show)
+    try:
+        album = Album(run, Lettering(language), listed.classes, show=show)
+        teach(network, recipe, training, validation, album)
+    except (KeyboardInterrupt, FieldmarkError):  # a disk that fills up is one of the latter
+        say(kept(run))
+        raise
+    say(outcome(run))
+    return run
+
+
+def teach(network: Any, recipe: Recipe, training: Any, validation: Any, album: Album) -> None:
+    """Take the article's steps 4 to 11: look, compile, fit, curves, predictions."""
     images, labels = next(iter(training))
     album.photos("training_photos", "training photos", images, np.asarray(labels))
     say(f"First batch: images {tuple(images.shape)}, labels {tuple(labels.shape)}")
-
     say(summary(network))
     article.compile_network(network, recipe)
     batches, validation_batches = article.pipeline(training, validation)
     say(f"Training {recipe.epochs} epochs of {len(batches)} steps; the first step takes longest.")
-    try:
-        with meter("Training", recipe.epochs * len(batches)) as shown, expected_warning():
-            network.fit(
-                batches,
-                validation_data=validation_batches,
-                epochs=recipe.epochs,
-                verbose=0,
-                callbacks=[Record(run), Progress(shown, recipe.epochs)],
-            )
-    except (KeyboardInterrupt, FieldmarkError):  # a disk that fills up is one of the latter
-        say(kept(run))
-        raise
-    album.curves(run.read_log())
+    with meter("Training", recipe.epochs * len(batches)) as shown, expected_warning():
+        network.fit(
+            batches,
+            validation_data=validation_batches,
+            epochs=recipe.epochs,
+            shuffle=False,  # the pipeline does
+            verbose=0,
+            callbacks=[Record(album.run), Progress(shown, recipe.epochs)],
+        )
+    album.curves(album.run.read_log())
     images = np.concatenate([np.asarray(batch) for batch, _ in validation_batches.take(8)])[:8]
     album.photos("predictions", "predictions", images, predict_singly(network, images))
-    say(outcome(run))
-    return run
 
 
 class Record(keras.callbacks.Callback):  # type: ignore[misc]
@@ -119,16 +128,17 @@ class Record(keras.callbacks.Callback):  # type: ignore[misc]
         self.began = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Write the epoch down and keep its weights."""
+        """Keep the epoch's weights and write it down; what is in the log is on the disk."""
         seconds = round(time.monotonic() - self.began, 3)
         figures = {name: finite(value) for name, value in sorted((logs or {}).items())}
-        self.run.append_log({"epoch": epoch + 1, **figures, "seconds": seconds})
+        finished: Epoch = {"epoch": epoch + 1, **figures, "seconds": seconds}
         with files.whole_file(self.run.last) as temporary:
             self.model.save(temporary)
-        if best_epoch(self.run.read_log()) == epoch + 1:
+        if best_epoch([*self.run.read_log(), finished]) == epoch + 1:
             copy_head(self.model, self.chosen)
             with files.whole_file(self.run.best) as temporary:
                 self.chosen.save(temporary)
+        self.run.append_log(finished)
 
 
 class Progress(keras.callbacks.Callback):  # type: ignore[misc]
@@ -138,6 +148,7 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self.shown = shown
         self.epochs = epochs
+        self.diverged = False
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Take the time and the epoch's number."""
@@ -156,6 +167,9 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
         names = ("loss", "accuracy", "val_loss", "val_accuracy")
         figures = "  ".join(f"{name} {values[name]:.3f}" for name in names)
         say(f"{self.epoch}  {duration(time.monotonic() - self.began)}  {figures}")
+        if not math.isfinite(values["loss"]) and not self.diverged:
+            self.diverged = True
+            say("The loss is no number any more: stop, and take a smaller --learning-rate.")
 
 
 class Album:
@@ -197,7 +211,7 @@ class Album:
 
 def refuse_inside(out: Path, photos: Path) -> None:
     """Raise where the run would lie among the photos, and be a class of the next training."""
-    if out.resolve().is_relative_to(photos.resolve()):
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(photos)):
         raise FieldmarkError(
             f"The run {out} would lie in the folder of photos {photos}, which is only read: "
             "put --out elsewhere."
@@ -255,13 +269,16 @@ def copy_head(network: Any, chosen: Any) -> None:
     chosen.layers[-1].set_weights(network.layers[-1].get_weights())
 
 
-def expected_warning() -> warnings.catch_warnings[None]:
+@contextmanager
+def expected_warning() -> Iterator[None]:
     """Silence Keras' word on the article's softmax before a loss of logits: it is known.
 
     On TensorFlow in float32 Keras finds the logits behind the softmax and nothing else happens;
     `docs/article.md` says what happens elsewhere.
     """
-    return warnings.catch_warnings(action="ignore", category=UserWarning)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*from_logits=True")
+        yield
 
 
 def best_epoch(log: Sequence[Epoch]) -> float | None:
@@ -278,7 +295,10 @@ def kept(run: Run) -> str:
     """Say what a run that was stopped holds."""
     there = [path for path in (run.log, run.best, run.last) if path.exists()]
     if not there:
-        return f"Stopped before the end of the first epoch; {run.folder} holds no weights."
+        return (
+            f"Stopped before the end of the first epoch; {run.folder} holds no weights "
+            "and can be deleted."
+        )
     names = ", ".join(str(path.relative_to(run.folder)) for path in there)
     return f"Stopped; epochs finished: {len(run.read_log())}; {run.folder} keeps {names}."
 
