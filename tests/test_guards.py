@@ -15,7 +15,7 @@ RANKS = (
     ("errors",),
     ("console", "files"),
     ("backend", "recipe", "plots", "brush", "anatomy"),
-    ("article", "resnet_v2", "data", "species", "scenery", "svg"),
+    ("article", "resnet_v2", "data", "environment", "species", "scenery", "svg"),
     ("run", "network", "draw"),
     ("train",),
     ("cli",),

@@ -81,7 +81,9 @@ class Lettering:
         """Return a class' name, or its number where no installed font can draw the name."""
         name = unicodedata.normalize("NFC", name)  # macOS takes letters and their marks apart
         if drawable(name) is not None:
-            return "\n".join(textwrap.wrap(name, 26, max_lines=2, placeholder="…"))
+            wide = any(unicodedata.east_asian_width(sign) in "WF" for sign in name)
+            lines = textwrap.wrap(name, 13 if wide else 26, max_lines=2, placeholder="…")
+            return "\n".join(lines)
         note = f"No installed font has the signs of {name!r}; the figures say class {number}."
         if note not in self.notes:
             self.notes.append(note)

@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import math
 import os
-import platform
-import shlex
 import shutil
-import subprocess
-import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from fieldmark import article, backend, files, plots
+from fieldmark import article, environment, files, plots
 from fieldmark.backend import keras
 from fieldmark.console import Meter, duration, meter, say
 from fieldmark.data import Photos, audit, left_out, list_photos, records
@@ -35,8 +30,6 @@ from fieldmark.network import build, summary
 from fieldmark.plots import Language, Lettering
 from fieldmark.recipe import Recipe
 from fieldmark.run import Epoch, Run, create
-
-RECORDED = ("fieldmark", "keras", "tensorflow", "tensorflow-cpu", "jax", "torch", "numpy", "pillow")
 
 
 def fit(
@@ -75,7 +68,7 @@ def fit(
     run = create(
         out,
         recipe=recipe,
-        environment=environment(photos),
+        environment=environment.describe(photos),
         classes=listed.classes,
         split=records(listed, hashes, held_out),
     )
@@ -320,48 +313,6 @@ def outcome(run: Run) -> str:
         f"always the commonest class: {commonest / count:.0%}). "
         f"{run.best} holds epoch {best_epoch(log)}."
     )
-
-
-def environment(photos: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what the run was made with: versions, device, backend, commit, command line."""
-    return {
-        "command": shlex.join(sys.argv),
-        "photos": str(Path(photos).absolute()),
-        "commit": commit(),
-        "backend": backend.name,
-        "gpus": backend.devices(),
-        "machine": platform.platform(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: found for name in RECORDED if (found := installed(name))},
-    }
-
-
-def installed(package: str) -> str | None:
-    """Return the version of an installed package, or nothing."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def commit() -> str | None:
-    """Return the git commit of fieldmark's own source, where it runs from a checkout."""
-    here = Path(__file__)
-    git = ["git", "-C", str(here.parent)]
-    try:
-        subprocess.run(
-            [*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True
-        )
-        described = subprocess.run(
-            [*git, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            capture_output=True,
-            check=True,
-            text=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
 
 
 def require_screen() -> None:
