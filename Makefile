@@ -43,6 +43,7 @@ format: install ## Put the code into the project's format.
 bench: install ## Time us against others, in one run.
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/raw_pixels.py
+	$(BIN)/python benchmarks/reading.py
 
 docs: demo ## Make the generated pages and pictures anew.
 	$(BIN)/python docs/make.py

@@ -14,8 +14,8 @@ from conftest import ROOT
 RANKS = (
     ("errors",),
     ("console", "files"),
-    ("backend", "recipe", "plots", "brush", "anatomy"),
-    ("article", "resnet_v2", "data", "environment", "species", "scenery", "svg"),
+    ("backend", "recipe", "plots", "brush", "anatomy", "formats"),
+    ("article", "resnet_v2", "data", "environment", "species", "scenery", "svg", "images"),
     ("run", "network", "draw"),
     ("train",),
     ("cli",),
