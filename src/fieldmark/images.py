@@ -93,7 +93,7 @@ def read(content: bytes, spec: ImageSpec, *, limits: Limits = LIMITS) -> Pixels:
     """Return the square that `spec` asks for, (size, size, 3), resized with antialiasing."""
     photo = open_photo(content, limits)
     width, height = _shrunk(photo.image.size, spec)
-    image, box = _load(photo, (ROOM * width, ROOM * height))
+    image, box = _load(photo, (int(ROOM * width), int(ROOM * height)))
     # Colours and turning come last, on fewer pixels: the three modes treat both axes alike.
     small = _srgb(_resized(image, box, spec), photo.profile)
     return np.array(_upright(_padded(small, spec.size), photo.orientation))
@@ -135,7 +135,7 @@ NEAREST = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 KINDS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B"}
 
 
-def _load(photo: Photo, want: tuple[float, float]) -> tuple[Image.Image, Box]:
+def _load(photo: Photo, want: tuple[int, int]) -> tuple[Image.Image, Box]:
     """Decode over white, as it lies in the file, and say which part of that is the photo.
 
     A JPEG keeps at least `want` pixels, where it has them. At 1/8 of 4001 pixels it has 501, and
