@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from fieldmark import console, draw
 from fieldmark.recipe import SMALL
@@ -21,6 +22,10 @@ for name in ("FORCE_COLOR", "NO_COLOR"):
     os.environ.pop(name, None)
 os.environ["MPLBACKEND"] = "agg"
 os.environ["KERAS_HOME"] = tempfile.mkdtemp(prefix="keras-home-")
+
+# How long an example takes is the machine's affair.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Real photos lie beside the checkout of some developers; a user has none.
 SHARED = ROOT.parent / "shared" / "data"
