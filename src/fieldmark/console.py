@@ -18,12 +18,13 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 T = TypeVar("T")
 
+NOTE = Column(ratio=1, no_wrap=True, overflow="ellipsis")
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 progress = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -53,14 +54,15 @@ class Meter:
         self._said = 0.0
         self.bar = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(table_column=Column(min_width=7, no_wrap=True)),
             TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
+            # On a narrow terminal it is the note that is cut.
+            TextColumn("{task.fields[note]}", markup=False, table_column=NOTE),
             console=progress,
             transient=True,
+            expand=True,
             disable=not progress.is_terminal or progress.quiet,
             # A bar prints other output above itself, unless that output goes elsewhere.
             redirect_stdout=sys.stdout.isatty(),
