@@ -44,6 +44,10 @@ bench: install ## Time us against others, in one run.
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/raw_pixels.py
 	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/cache.py
+	$(BIN)/python benchmarks/batches.py
+	$(BIN)/python benchmarks/listing.py
+	$(BIN)/python benchmarks/duplicates.py
 
 docs: demo ## Make the generated pages and pictures anew.
 	$(BIN)/python docs/make.py

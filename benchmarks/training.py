@@ -1,9 +1,9 @@
 """What our training costs over the same training in plain Keras: the article's, on drawn photos.
 
-In: nothing. Both train the recipe `small` on the same photos in one process, in turn, so that a
-noisy machine is noisy for both. Out, on standard output: seconds and CPU seconds of an epoch after
-the first (which compiles), ours with log, weights and progress written, theirs with nothing, and
-the ratio pair by pair.
+In: nothing. Both train the network `small` by the article's pipeline on the same photos in one
+process, in turn, so that a noisy machine is noisy for both. Out, on standard output: seconds and
+CPU seconds of an epoch after the first (which compiles), ours with log, weights and progress
+written, theirs with nothing, and the ratio pair by pair.
 
     python benchmarks/training.py --pairs 3 --epochs 4
 """
@@ -20,10 +20,10 @@ from typing import Any
 
 from fieldmark import article, console, run, train
 from fieldmark.backend import keras
-from fieldmark.data import Record
 from fieldmark.draw import birds
+from fieldmark.feed import specification
 from fieldmark.network import build
-from fieldmark.recipe import SMALL, Recipe
+from fieldmark.recipe import ARTICLE, Recipe
 
 
 class Clock(keras.callbacks.Callback):  # type: ignore[misc]
@@ -54,7 +54,14 @@ def measure(recipe: Recipe, photos: Path, folder: Path | None) -> tuple[float, f
     callbacks: list[Any] = [clock]
     with console.meter("Training", recipe.epochs * len(training)) as shown:
         if folder is not None:
-            kept = run.create(folder, recipe=recipe, environment={}, classes=[], split=NO_RECORDS)
+            kept = run.create(
+                folder,
+                recipe=recipe,
+                environment={},
+                classes=[],
+                specification=specification(recipe),
+                records=(),
+            )
             callbacks = [train.Record(kept), train.Progress(shown, recipe.epochs), clock]
         network.fit(
             training,
@@ -66,9 +73,6 @@ def measure(recipe: Recipe, photos: Path, folder: Path | None) -> tuple[float, f
     return clock.per_epoch()
 
 
-NO_RECORDS: tuple[Record, ...] = ()
-
-
 def main() -> None:
     """Time the pairs and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -77,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     console.be_quiet()
-    recipe = SMALL.changed(epochs=options.epochs)
+    recipe = ARTICLE.changed(network="small", image_size=64, batch_size=16, epochs=options.epochs)
     with tempfile.TemporaryDirectory() as temporary:
         photos = birds(Path(temporary) / "birds", per_class=100, size=64)
         ratios = []

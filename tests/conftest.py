@@ -22,6 +22,7 @@ for name in ("FORCE_COLOR", "NO_COLOR"):
     os.environ.pop(name, None)
 os.environ["MPLBACKEND"] = "agg"
 os.environ["KERAS_HOME"] = tempfile.mkdtemp(prefix="keras-home-")
+os.environ["FIELDMARK_CACHE"] = tempfile.mkdtemp(prefix="fieldmark-cache-")
 
 # How long an example takes is the machine's affair.
 settings.register_profile("untimed", deadline=None)

@@ -14,7 +14,7 @@ from conftest import ROOT, TINY, Command
 from fieldmark import cli
 from fieldmark.recipe import ARTICLE, Recipe, named
 
-COMMANDS = ["draw", "network", "recipe", "train"]
+COMMANDS = ["cache", "check", "draw", "network", "recipe", "split", "train"]
 
 
 def test_every_command_has_help_with_an_example_and_a_page(fieldmark: Command) -> None:
@@ -83,7 +83,7 @@ def test_a_recipe_file_and_flags_make_the_run(
     places = [printed.find(text) for text in in_order]
     assert -1 not in places
     assert places == sorted(places)
-    assert "of 9 photos (95 % interval" in printed
+    assert "of 8 photos (95 % interval" in printed
 
 
 MISTAKES = {
@@ -106,7 +106,33 @@ MISTAKES = {
     "train BIRDS --out run --recipe best": "There is no recipe 'best'",
     "train BIRDS --out run --language fr": 'Choose from: "en", "zh"',
     "train BIRDS --out run --show": "--show needs a screen",
-    "train BIRDS": "--out requires an argument",
+    "train BIRDS": "Name the run folder to make: --out RUN",
+    "train BIRDS --preview x.png": "The article's pipeline shows every photo as it is",
+    "train BIRDS --preview x.bmp --recipe small": "x.bmp is no picture's name",
+    "train BIRDS --preview empty --recipe small": "empty is no picture's name",
+    "train BIRDS --out run --augment 0.3": "pipeline knows no --augment: add --pipeline batches",
+    "train BIRDS --out run --augment 2": "--augment '2': Input should be less than or equal to 1",
+    "train BIRDS --out run --recipe small --split nowhere": "There is no split nowhere",
+    "train BIRDS --out run --recipe small --split file": "file has no columns",
+    "train BIRDS --out run --recipe small --split full": "full is not a run folder",
+    "train BIRDS --out run --recipe small --test-split 0.9": "leave no photos to train on",
+    "train BIRDS --out run --recipe small --group-by photo": "matches no photo's name",
+    "train broken --out run --recipe small": "broken/ant/1.jpg: is a web page, not a photo",
+    "train gap --out run --recipe small": "gap/ant/1.jpg: is empty",
+    "check missing": "There is no folder missing",
+    "check empty": "empty is empty",
+    "check BIRDS --csv empty": "empty is a folder",
+    "check BIRDS --html BIRDS/x.html": "lies among the photos, which are only read",
+    "check BIRDS --split nowhere.csv": "There is no split nowhere.csv",
+    "split BIRDS": "--out requires an argument",
+    "split missing --out s.csv": "There is no folder missing",
+    "split one --out s.csv": "No photo in one can be read:",
+    "split broken --out s.csv": "broken/ant/0.jpg: is empty",
+    "split BIRDS --out BIRDS/s.csv": "lies among the photos, which are only read",
+    "split BIRDS --out s.csv --test 0.9": "leave no photos to train on",
+    "split BIRDS --out s.csv --group-by (": "is not a regular expression",
+    "split BIRDS --out s.csv --article --test 0.1": "has neither test photos nor groups",
+    "split BIRDS --out file": "file has no columns",
     "train BIRDS --out run --epoch 3": "Unknown option: --epoch. Did you mean --epochs?",
     "trian BIRDS": 'Unknown command "trian". Did you mean "train"?',
     "recipe best": "There is no recipe 'best'",

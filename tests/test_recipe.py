@@ -14,12 +14,21 @@ from fieldmark.recipe import ARTICLE, RECIPES, Recipe, named
 def test_the_article_is_as_published() -> None:
     assert ARTICLE.model_dump() == {
         "network": "article",
+        "pipeline": "article",
         "image_size": 224,
+        "resize": "squash",
         "batch_size": 8,
         "epochs": 10,
         "learning_rate": 0.001,
+        "split": "article",
         "validation_split": 0.2,
+        "test_split": 0.0,
+        "group_by": "",
         "split_seed": 123,
+        "augment": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "balance": "none",
         "seed": 0,
     }
 

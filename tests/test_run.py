@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldmark.data import Record
 from fieldmark.errors import FieldmarkError
+from fieldmark.images import ImageSpec
 from fieldmark.recipe import ARTICLE
 from fieldmark.run import Run, create, open_run
+from fieldmark.split import Record
+
+SPEC = ImageSpec(size=224, mode="squash", interpolation="bilinear", scaling="0..255")
 
 # What a file or a class can be called: anything but line breaks and half signs.
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0/"), min_size=1)
@@ -21,8 +24,14 @@ names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\
 
 def new_run(folder: Path, classes: tuple[str, ...] = ("ant", "bee"), path: str = "1.jpg") -> Run:
     """Create a run of one photo a class."""
-    split = [Record(f"{name}/{path}", name, "training", "", "0" * 64) for name in classes]
-    return create(folder, recipe=ARTICLE, environment={"a": 1}, classes=classes, split=split)
+    return create(
+        folder,
+        recipe=ARTICLE,
+        environment={"a": 1},
+        classes=classes,
+        specification=SPEC,
+        records=[Record(f"{name}/{path}", name, "training", "", "0" * 64) for name in classes],
+    )
 
 
 def test_a_run_can_be_read_again(tmp_path: Path) -> None:
@@ -31,6 +40,7 @@ def test_a_run_can_be_read_again(tmp_path: Path) -> None:
     assert run.read_recipe() == ARTICLE
     assert run.read_classes() == ("ant", "bee")
     assert [record.label for record in run.read_split()] == ["ant", "bee"]
+    assert run.read_specification() == SPEC
     assert json.loads(run.environment.read_text()) == {"schema": 1, "a": 1}
     assert run.read_log() == []
     assert os.listdir(tmp_path) == ["run"]

@@ -21,12 +21,14 @@ from fieldmark import console
 from fieldmark.errors import FieldmarkError
 from fieldmark.recipe import Recipe, named, reasons
 
+FOUND = 1
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 TERMINATED = 143  # 128 + SIGTERM
 EXIT_CODES = (
     f"Exit codes: 0 done; {BAD_INPUT} bad input, one sentence says what; "
-    f"{INTERRUPTED} stopped by Ctrl-C; 1 a mistake of ours, with a traceback."
+    f"{INTERRUPTED} stopped by Ctrl-C; 1 `check --strict` found something, or a mistake of ours, "
+    "with a traceback."
 )
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -102,6 +104,108 @@ def launch(
         sys.exit(BAD_INPUT)
 
 
+@app.command(help_epilogue="Example: `fieldmark check photos --csv photos.csv --html photos.html`")
+def check(
+    photos: Place,
+    /,
+    *,
+    split: Place | None = None,
+    csv: Place | None = None,
+    html: Place | None = None,
+    strict: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Look for what is wrong with a folder of photos, and say what to do about it.
+
+    Parameters
+    ----------
+    photos
+        The folder, or a CSV with the columns path and label. It is only read.
+    split
+        A split's file, or a run, to look for the same photo on two of its sides.
+    csv
+        Write a row a photo into this file.
+    html
+        Write a page with the photos of each finding side by side into this file.
+    strict
+        Exit with 1 where there are errors or warnings.
+    """
+    from fieldmark.check import check as examine
+
+    report = examine(photos, split=split, outputs=(csv, html))
+    print(report.table())
+    if csv is not None:
+        report.write_csv(csv)
+        console.say(f"Rows: {csv}")
+    if html is not None:
+        report.write_html(html)
+        console.say(f"Sheet: {html}")
+    if strict and report.serious:
+        sys.exit(FOUND)
+
+
+@app.command(help_epilogue="Example: `fieldmark split photos --out split.csv --test 0.1`")
+def split(
+    photos: Place,
+    /,
+    *,
+    out: Place,
+    validation: float = 0.2,
+    test: float = 0.0,
+    group_by: str = "",
+    seed: Whole = 123,
+    article: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Say on paper which photos train, which validate and which test.
+
+    Parameters
+    ----------
+    photos
+        The folder, or a CSV with the columns path and label. It is only read.
+    out
+        The file to write. One that exists is extended: the photos in it keep their places.
+    validation
+        Share of each class to validate on.
+    test
+        Share of each class for the last word.
+    group_by
+        Pattern on a file's name; photos for which its first group is the same are never parted:
+        `(.+)__` for `owl__12.jpg`.
+    seed
+        The same number splits the same photos alike.
+    article
+        Take Keras' own split instead, file for file: by chance alone.
+    """
+    from fieldmark.check import quick
+    from fieldmark.split import make
+
+    make(
+        photos,
+        out,
+        validation=validation,
+        test=test,
+        seed=seed,
+        group_by=group_by or None,
+        keras=article,
+        twins=lambda listed, _: quick(listed).together,
+    )
+
+
+@app.command(help_epilogue="Example: `fieldmark cache --clear`")
+def cache(*, clear: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Show the photos that are kept decoded, where they lie and how much they take.
+
+    Parameters
+    ----------
+    clear
+        Remove them, but for those that a running training uses.
+    """
+    from fieldmark import cache as kept
+
+    if clear:
+        console.say(f"Freed: {kept.clear() / 1e6:,.0f} MB")
+    print(kept.summary())
+
+
 @app.command(
     help_epilogue="Example: `fieldmark train photos --recipe article --out runs/first --epochs 3`"
 )
@@ -109,7 +213,8 @@ def train(
     photos: Place,
     /,
     *,
-    out: Place,
+    out: Place | None = None,
+    preview: Place | None = None,
     recipe: str = "article",
     values: Annotated[RecipeFlags, Parameter(name="*", group="Recipe")] = NO_FLAGS,
     language: Literal["en", "zh"] = "en",
@@ -120,9 +225,12 @@ def train(
     Parameters
     ----------
     photos
-        The folder, with one sub-folder of photos for each class. It is only read.
+        The folder, with one sub-folder of photos for each class, or a CSV with the columns path
+        and label. It is only read.
     out
         The run folder to make.
+    preview
+        Write a sheet of what the network will see into this file; without `--out` that is all.
     recipe
         `article`, `small`, or a JSON file with a recipe's values. The flags below change single
         values; the defaults shown are the article's.
@@ -132,9 +240,16 @@ def train(
         Show the figures on the screen too; each waits until it is closed.
     """
     chosen = named(recipe).changed(**values.model_dump(include=values.model_fields_set))
-    from fieldmark.train import fit
+    if out is None and preview is None:
+        raise FieldmarkError("Name the run folder to make: --out RUN.")
+    if preview is not None:
+        from fieldmark.feed import sheet
 
-    fit(chosen, photos, out, language=language, show=show)
+        sheet(chosen, photos, preview)
+    if out is not None:
+        from fieldmark.train import fit
+
+        fit(chosen, photos, out, language=language, show=show)
 
 
 @app.command(help_epilogue="Example: `fieldmark recipe article > mine.json`")

@@ -1,100 +1,202 @@
-"""A folder of photos -> the list of them -> an audit -> the written split.
+"""Where the photos are and what they are called: a folder or a CSV -> `Photos`.
 
-In: `FOLDER/CLASS/photo.jpg`, a sub-folder a class. Out: `Photos`, with every file that the
-training will read, in the order of Keras' `image_dataset_from_directory`; and `Record`s, the rows
-of `split.csv`. The folder is only read. `fieldmark train` begins with this.
+In: `FOLDER/CLASS/photo.jpg`, or the same below `train`, `val` and `test`, or a CSV with the columns
+`path` and `label`. Out: `Photos`, with every photo and its class, and every other file with the
+reason why it is none. Which files are photos is told by how they begin, never by their names.
+`list_article` lists what Keras' `image_dataset_from_directory` does instead, in its order. All is
+only read. `fieldmark check`, `split` and `train` begin with this.
 """
 
 from __future__ import annotations
 
+import codecs
+import csv
+import errno
 import hashlib
+import heapq
+import io
 import os
 import stat
-from collections import Counter
-from collections.abc import Callable, Iterable
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal, TypeVar
 
-from fieldmark.console import track
+from fieldmark.console import meter, track
 from fieldmark.errors import FieldmarkError
+from fieldmark.formats import OPENERS, UnreadableImage, sniff
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+Split = Literal["training", "validation", "test"]
+Kind = Literal["hidden", "skipped", "unreadable", "empty"]
 
 # What Keras' reader lists, by extension alone (keras/src/utils/image_dataset_utils.py).
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 
+# Names that say photo: where the content says otherwise, its owner will want to know.
+NAMED_PHOTO = frozenset(
+    (*EXTENSIONS, ".jpe", ".jfif", ".webp", ".avif", ".tif", ".tiff", ".heic", ".heif", ".hif")
+)
+# Cameras' raw files begin as a TIFF or as a video does, and are neither.
+RAW = frozenset((".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".kdc", ".mrw", ".nef"))
+RAW |= frozenset((".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw", ".x3f"))
+# What systems put among photos, in small letters.
+SYSTEM_FILES = {
+    ".ds_store": "is macOS' own note about the folder",
+    "desktop.ini": "is Windows' own note about the folder",
+    "ehthumbs.db": "is Windows' own store of thumbnails",
+    "thumbs.db": "is Windows' own store of thumbnails",
+}
+SYSTEM_FOLDERS = {
+    "__macosx": "which macOS adds to archives",
+    "$recycle.bin": "which is Windows' bin",
+    "system volume information": "which is Windows' own",
+    "lost+found": "which is the file system's own",
+    "@eadir": "which is a file server's own",
+}
+SPECIAL = {
+    stat.S_IFIFO: "is a pipe",  # to read it would wait for ever
+    stat.S_IFSOCK: "is a socket",
+    stat.S_IFBLK: "is a device",
+    stat.S_IFCHR: "is a device",
+    stat.S_IFDIR: "is a folder",
+}
+HEAD = 256  # bytes: all that `sniff` looks at
+BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}  # lengths in bytes that a BMP's header can have
+
+# The words by which folders and CSV files name the three parts of a split, in small letters.
+SPLIT_WORDS: dict[str, Split] = {
+    **dict.fromkeys(("train", "training"), "training"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+SHOWN = 100  # lines of a CSV that are named in one error
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file, or an empty folder, that is no photo for us; `why` is a clause: "is hidden"."""
+
+    path: str  # relative to the folder, with forward slashes
+    kind: Kind  # "unreadable": it is called a photo; "skipped": it is something else
+    why: str
+
 
 @dataclass(frozen=True)
 class Photos:
-    """The photos of a folder: `labels[i]` is the index in `classes` of the photo `paths[i]`."""
+    """The photos of a source: `labels[i]` is the index in `classes` of the photo `paths[i]`."""
 
-    folder: Path
+    folder: Path  # of a CSV, the one that it lies in
     classes: tuple[str, ...]
-    paths: tuple[str, ...]  # relative to the folder, with forward slashes
+    paths: tuple[str, ...]  # relative to the folder, with forward slashes; a CSV's may be absolute
     labels: tuple[int, ...]
-    left_out: tuple[str, ...] = ()  # files in the folder that no class or no extension speaks for
+    left_out: tuple[LeftOut, ...] = ()  # every other file below the folder, or in the CSV
+    given: tuple[Split, ...] = ()  # the split that the source says, one a photo; or empty
+    groups: tuple[str, ...] = ()  # a CSV's column `group`, one a photo, "" for none; or empty
+    linked: tuple[str, ...] = ()  # the symbolic links followed, to photos and to folders of them
 
     def __len__(self) -> int:
         """Count the photos."""
         return len(self.paths)
 
 
-@dataclass(frozen=True)
-class Record:
-    """One row of `split.csv`."""
-
-    path: str  # relative to the folder of photos
-    label: str  # the class' name
-    split: Literal["training", "validation"]
-    group: str  # photos of one group never part; empty: the photo stands alone
-    sha256: str  # of the file's bytes
+# ---- what others call ---------------------------------------------------------------------------
 
 
-def list_photos(folder: str | os.PathLike[str]) -> Photos:
-    """List the photos of a folder with one sub-folder a class.
+def list_photos(source: str | os.PathLike[str]) -> Photos:
+    """List the photos of a folder or a CSV, sorted by class, then by path.
 
-    Classes and files come in sorted order; a class' sub-folders are searched too. Raises a
-    `FieldmarkError` where the folder cannot be trained on.
+    A photo's class is the folder that holds it, by its path under the source, or under its folders
+    `train`, `val` and `test`. Raises a `FieldmarkError` where there are not two classes.
+    """
+    root = Path(source)
+    return _from_csv(root) if root.is_file() else _from_folder(root)
+
+
+def list_article(folder: str | os.PathLike[str]) -> Photos:
+    """List what Keras' `image_dataset_from_directory` lists, in its order.
+
+    Classes are the sub-folders; files are known by their extensions, and a class' sub-folders are
+    searched too. Raises a `FieldmarkError` where the folder cannot be trained on.
     """
     root = Path(folder)
-    try:
-        names = sorted(entry.name for entry in root.iterdir() if _is_class(entry))
-        empty = not any(root.iterdir())
-    except FileNotFoundError as error:
-        raise FieldmarkError(f"There is no folder {root}: check the path.") from error
-    except OSError as error:
-        raise FieldmarkError(
-            f"{root} cannot be read as a folder ({error.strerror}): "
-            "name a folder with one sub-folder of photos for each class."
-        ) from error
-    if empty:
-        raise FieldmarkError(
-            f"{root} is empty: put the photos of each class into a sub-folder of its own."
-        )
+    names = [entry.name for entry in _entries(root) if _is_class(entry)]
     files = {name: _files(root / name) for name in names}
     photos = {name: [f for f in files[name] if f.lower().endswith(EXTENSIONS)] for name in names}
     _refuse_unusable(root, files, photos)
-    _refuse_unwritable(root, photos)
+    _refuse_unwritable(root, [*names, *(file for of_class in photos.values() for file in of_class)])
+    loose = sorted(entry.name for entry in root.iterdir() if entry.is_file())
+    others = (f"{name}/{f}" for name in names for f in sorted({*files[name]} - {*photos[name]}))
     return Photos(
         folder=root,
         classes=tuple(names),
         paths=tuple(f"{name}/{file}" for name in names for file in photos[name]),
         labels=tuple(label for label, name in enumerate(names) for _ in photos[name]),
         left_out=(
-            *sorted(entry.name for entry in root.iterdir() if entry.is_file()),
-            *(f"{name}/{f}" for name in names for f in sorted({*files[name]} - {*photos[name]})),
+            *(LeftOut(name, "skipped", "lies in no class folder") for name in loose),
+            *(LeftOut(path, "skipped", "has no extension that Keras reads") for path in others),
         ),
     )
 
 
 def left_out(photos: Photos) -> str:
     """Say which kinds of files in the folder are not read: `3 x .webp, 1 x .txt`."""
-    kinds = Counter(Path(path).suffix.lower() or "no extension" for path in photos.left_out)
+    files = [each.path for each in photos.left_out if each.kind != "empty"]
+    kinds = Counter(_suffix(path) or "no extension" for path in files)
     return ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
 
 
-def audit(photos: Photos, decode: Callable[[bytes], object]) -> dict[str, str]:
-    """Read and decode every photo; return the sha256 of each path.
+def nested(photos: Photos) -> tuple[str, ...]:
+    """Return the classes whose folder holds the folders of other classes: `a` beside `a/b`."""
+    around = {str(above) for name in photos.classes for above in PurePosixPath(name).parents}
+    return tuple(name for name in photos.classes if name in around)
+
+
+def alike(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the names that differ only in upper and lower case, or in how Unicode spells them.
+
+    Some file systems tell them apart (Linux), others do not (macOS, Windows).
+    """
+    spelled = defaultdict[str, list[str]](list)
+    for name in names:
+        spelled[unicodedata.normalize("NFC", name).casefold()].append(name)
+    return tuple(tuple(sorted(same)) for same in spelled.values() if len(same) > 1)
+
+
+def sha256s(photos: Photos) -> tuple[str, ...]:
+    """Return the sha256 of each photo's bytes, in the order of the photos.
+
+    Raises a `FieldmarkError` that names every file that cannot be read.
+    """
+
+    def digest(path: str) -> tuple[str, str | None]:
+        try:
+            with (photos.folder / path).open("rb", buffering=0) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest(), None
+        except OSError as error:
+            return "", error.strerror or str(error)
+
+    results = _spread(digest, photos.paths, "Hashing photos")
+    bad = [
+        f"  {photos.folder / path}: {why}"
+        for path, (_, why) in zip(photos.paths, results, strict=True)
+        if why
+    ]
+    if bad:
+        count = "1 photo" if len(bad) == 1 else f"{len(bad)} photos"
+        raise FieldmarkError(
+            f"{count} cannot be read any more; bring them back, or run again without them:\n"
+            + "\n".join(bad)
+        )
+    return tuple(sha256 for sha256, _ in results)
+
+
+def audit(photos: Photos, decode: Callable[[bytes], object]) -> tuple[str, ...]:
+    """Read and decode every photo; return the sha256 of each.
 
     `decode` is the reader that the training will use, and raises a `ValueError` with the reason
     where it cannot. All files that fail are named in one `FieldmarkError`.
@@ -125,28 +227,457 @@ def audit(photos: Photos, decode: Callable[[bytes], object]) -> dict[str, str]:
             f"{count} that can be read; move them out of the folder and run again:\n"
             + "\n".join(bad)
         )
-    return {path: sha256 for path, (sha256, _) in zip(photos.paths, results, strict=True)}
+    return tuple(sha256 for sha256, _ in results)
 
 
-def records(
-    photos: Photos, hashes: dict[str, str], validation: Iterable[str]
-) -> tuple[Record, ...]:
-    """Return the rows of `split.csv`, sorted by path; `validation` are the paths held out."""
-    held_out = frozenset(validation)
-    return tuple(
-        Record(
-            path=path,
-            label=photos.classes[label],
-            split="validation" if path in held_out else "training",
-            group="",
-            sha256=hashes[path],
+def read_table(
+    path: Path, required: Sequence[str], optional: Sequence[str] = ()
+) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows of a CSV by their columns, each with the line that it begins on.
+
+    Separators are commas, semicolons or tabs; UTF-8 or UTF-16. Columns may stand in any order, in
+    upper or lower case; those not asked for are left out. Empty rows are too. Raises a
+    `FieldmarkError` that names the line.
+    """
+    text = _text(path)
+    skipped = 0
+    if text[:4].casefold() == "sep=":  # a line that Excel writes for itself
+        _, _, text = text.partition("\n")
+        skipped = 1
+    separator, columns = _header(path, text, required)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    wanted = {name: columns.index(name) for name in (*required, *optional) if name in columns}
+    rows = []
+    line = skipped + 1
+    try:
+        for number, cells in enumerate(reader):
+            if number and any(cells):
+                if len(cells) > len(columns) and any(cells[len(columns) :]):
+                    raise FieldmarkError(
+                        f"Line {line} of {path} has {len(cells)} cells and the first has "
+                        f"{len(columns)}: put a name that holds the separator in quotes."
+                    )
+                there = dict(enumerate(cells))  # a row may end before the last columns
+                rows.append((line, {name: there.get(i, "") for name, i in wanted.items()}))
+            line = skipped + reader.line_num + 1
+    except csv.Error as error:
+        raise FieldmarkError(
+            f"Line {line} of {path} is not CSV ({error}): mend its quotes."
+        ) from error
+    return rows
+
+
+def split_word(word: str) -> Split | None:
+    """Return the part of a split that a word means, in upper or lower case."""
+    return SPLIT_WORDS.get(word.strip().casefold())
+
+
+# ---- a folder -----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Survey:
+    """What a walk through a folder meets, before any file is opened."""
+
+    files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)  # to files, and to the folders that it entered
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def _from_folder(root: Path) -> Photos:
+    """List the photos of a folder of classes, or of a split into folders."""
+    if not _entries(root):
+        raise FieldmarkError(
+            f"{root} is empty: put the photos of each class into a sub-folder of its own."
         )
-        for path, label in zip(photos.paths, photos.labels, strict=True)
+    survey = _survey(root)
+    results = _spread(lambda path: _examine(root, path), survey.files, "Listing photos")
+    others = [*survey.left_out, *(result for result in results if result)]
+    found = [path for path, result in zip(survey.files, results, strict=True) if not result]
+    given = _given(found)
+    rows = []
+    for path in found:
+        top, _, below = path.partition("/")
+        label = (below if given else path).rpartition("/")[0]
+        if label:
+            rows.append(_Row(label, path, split=given.get(top, "")))
+        else:
+            others.append(LeftOut(path, "skipped", "is a photo that lies in no class folder"))
+    if not rows:
+        _refuse_without_photos(root, survey, given, others)
+    linked = sorted({*survey.links} - {each.path for each in others})
+    return _photos(root, rows, others, linked)
+
+
+def _survey(root: Path) -> _Survey:
+    """Walk through a folder; each folder is entered once, links to folders after all others."""
+    survey = _Survey()
+    around = {_identity(above) for above in root.resolve().parents}
+    entered: dict[tuple[int, int], str] = {}
+    pending, links = [""], list[str]()  # the links are a heap: their names decide the order
+    while pending or links:
+        by_link = not pending
+        place = heapq.heappop(links) if by_link else pending.pop()
+        identity = _identity(root / place)
+        if identity in around:
+            survey.left_out.append(LeftOut(place, "skipped", "leads to a folder around this one"))
+            continue
+        if identity in entered:
+            there = entered[identity] or "this very folder"
+            survey.left_out.append(LeftOut(place, "skipped", f"leads to {there}, listed already"))
+            continue
+        entered[identity] = place
+        if by_link:
+            survey.links.append(place)
+        if place:
+            survey.folders.append(place)
+        folders, linked = _enter(root, place, survey)
+        pending += folders
+        for link in linked:
+            heapq.heappush(links, link)
+    return survey
+
+
+def _enter(root: Path, place: str, survey: _Survey) -> tuple[list[str], list[str]]:
+    """Add one folder's files to a survey; return its folders, and its links to folders."""
+    entries = _entries(root / place)
+    if not entries:
+        survey.left_out.append(LeftOut(f"{place}/", "empty", "is an empty folder"))
+    folders, links = [], []
+    for entry in entries:
+        path = f"{place}/{entry.name}" if place else entry.name
+        real_folder = entry.is_dir(follow_symlinks=False)
+        if aside := _aside(entry.name, real_folder):
+            if real_folder:
+                survey.left_out += _below(root, path, *aside)
+            else:
+                survey.left_out.append(LeftOut(path, *aside))
+        elif real_folder:
+            folders.append(path)
+        elif entry.is_symlink() and Path(entry.path).is_dir():
+            links.append(path)
+        else:
+            survey.files.append(path)
+            if entry.is_symlink():
+                survey.links.append(path)
+    return folders, links
+
+
+def _aside(name: str, folder: bool) -> tuple[Kind, str] | None:
+    """Say why a file or a folder of this name is not looked into; none: it is."""
+    small = name.casefold()
+    if folder and small in SYSTEM_FOLDERS:
+        return "skipped", f"lies in {name}, {SYSTEM_FOLDERS[small]}"
+    if folder:
+        return ("hidden", f"lies in the hidden folder {name}") if name.startswith(".") else None
+    if small in SYSTEM_FILES:
+        return "skipped", SYSTEM_FILES[small]
+    if name.startswith("._"):
+        return "skipped", "is a note that macOS keeps about a file"
+    return ("hidden", "is hidden") if name.startswith(".") else None
+
+
+def _below(root: Path, place: str, kind: Kind, why: str) -> Iterator[LeftOut]:
+    """Account for all that lies below a folder that is not looked into."""
+    shut: list[OSError] = []
+    for folder, folders, files in os.walk(root / place, onerror=shut.append):
+        here = Path(folder).relative_to(root).as_posix()
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        yield from (LeftOut(f"{here}/{name}", kind, why) for name in sorted(files + links))
+        if not files and not folders:
+            yield LeftOut(f"{here}/", "empty", "is an empty folder")
+    for error in shut:
+        here = Path(error.filename).relative_to(root).as_posix()
+        yield LeftOut(f"{here}/", kind, f"{why} and cannot be read ({error.strerror})")
+
+
+def _examine(folder: Path, path: str) -> LeftOut | None:
+    """Say why a file is no photo by its kind and its first bytes; none: it is one."""
+    whole = folder / path
+    try:
+        if special := SPECIAL.get(stat.S_IFMT(whole.stat().st_mode)):
+            return LeftOut(path, "skipped", special)
+        with whole.open("rb", buffering=0) as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return LeftOut(path, "skipped", "is a link that leads nowhere")
+        return LeftOut(path, "unreadable", f"cannot be opened ({error.strerror})")
+    suffix = _suffix(path)
+    if why := _strange(head, suffix):
+        return LeftOut(path, "unreadable" if suffix in NAMED_PHOTO else "skipped", why)
+    return None
+
+
+def _strange(head: bytes, suffix: str) -> str:
+    """Say why what begins so and has this extension is no photo; nothing: it is one."""
+    if suffix in RAW:
+        return "is a camera's raw file: export it as JPEG"
+    unknown = f"is no photo ({suffix or 'no extension'})"
+    try:
+        form = sniff(head)
+    except UnreadableImage as error:
+        return str(error) if suffix in NAMED_PHOTO else unknown
+    # A text may begin with the two letters of a BMP as well.
+    letters_only = form == "BMP" and int.from_bytes(head[14:18], "little") not in BMP_HEADERS
+    return unknown if letters_only and suffix not in NAMED_PHOTO else ""
+
+
+def _given(paths: Iterable[str]) -> dict[str, Split]:
+    """Return what the folders at the top mean, where they are those of a split; else nothing."""
+    tops = {path.partition("/")[0] for path in paths if "/" in path}
+    words = {top: word for top in tops if (word := split_word(top))}
+    parts = {*words.values()}
+    return words if len(words) == len(tops) and "training" in parts and len(parts) > 1 else {}
+
+
+# ---- a CSV --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, order=True)
+class _Row:
+    """A photo on its way into `Photos`; in this order they are listed."""
+
+    label: str
+    path: str
+    split: Split | Literal[""] = ""
+    group: str = ""
+
+
+def _from_csv(path: Path) -> Photos:
+    """List the photos that a CSV names."""
+    folder = path.parent
+    table = read_table(path, ("path", "label"), ("split", "group"))
+    rows: dict[str, tuple[int, _Row]] = {}
+    wrong, missing = [], []
+    splits = any(row.get("split", "").strip() for _, row in table)
+    for line, row in table:
+        there = _place(folder, row["path"])
+        if there is None:
+            missing.append(f"  line {line}: {folder / row['path']}")
+            continue
+        word = split_word(row["split"]) if splits else ""
+        group = row.get("group", "").strip()
+        made = _Row(row["label"].strip(), there, split=word or "", group=group)
+        before = rows.setdefault(there, (line, made))
+        if not made.label:
+            wrong.append(f"  line {line}: {there} has no label")
+        elif word is None:
+            wrong.append(f"  line {line}: {_unknown_split(row['split'])}")
+        elif before[1] != made:
+            wrong.append(f"  lines {before[0]} and {line}: {_disagreement(before[1], made)}")
+    if wrong:
+        raise FieldmarkError(f"{path} has to be corrected:\n{_shown(wrong)}")
+    if missing:
+        count = "1 photo that is" if len(missing) == 1 else f"{len(missing)} photos that are"
+        raise FieldmarkError(
+            f"{path} names {count} not there; paths are relative to its folder, or absolute:\n"
+            + _shown(missing)
+        )
+    listed = [row for _, row in rows.values()]
+    results = _spread(
+        lambda row: _examine(folder, row.path) if row.path else None, listed, "Listing photos"
+    )
+    others = [result for result in results if result]
+    kept = [row for row, result in zip(listed, results, strict=True) if not result]
+    if not kept:
+        raise FieldmarkError(f"{path} names no photo that can be read: add rows to it.")
+    linked = sorted(row.path for row in kept if (folder / row.path).is_symlink())
+    return _photos(folder, kept, others, linked, source=path)
+
+
+def _place(folder: Path, name: str) -> str | None:
+    """Return a CSV's path as it is on this system, with forward slashes; none: it is not there."""
+    for spelling in (name, name.strip(), name.strip().replace("\\", "/")):
+        if spelling.strip() and os.path.lexists(folder / spelling):
+            return Path(spelling).as_posix()
+    return None
+
+
+def _unknown_split(word: str) -> str:
+    if not word.strip():
+        return "it has no split; say one for every photo, or for none"
+    return f"the split {word.strip()!r} is unknown: use training, validation or test"
+
+
+def _disagreement(first: _Row, second: _Row) -> str:
+    """Say in what two rows of one photo differ."""
+    for name in ("label", "split", "group"):
+        one, other = getattr(first, name), getattr(second, name)
+        if one != other:
+            return f"{first.path} has the {name} {one!r}, then {other!r}"
+    return ""
+
+
+def _shown(lines: Sequence[str]) -> str:
+    more = len(lines) - SHOWN
+    return "\n".join(lines[:SHOWN]) + (f"\n  and {more:,} more" if more > 0 else "")
+
+
+def _text(path: Path) -> str:
+    """Return a CSV's text; its encoding is told by how it begins."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise FieldmarkError(f"{path} cannot be read ({error.strerror}).") from error
+    encoding = "utf-8"
+    if content.startswith(codecs.BOM_UTF8):
+        encoding = "utf-8-sig"
+    elif content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif b"\0" in content[:2]:  # its first sign is a letter of the columns' names
+        encoding = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise FieldmarkError(
+            f"Line {line} of {path} is not text in UTF-8 or UTF-16: "
+            "name a folder or a CSV, and save a CSV as UTF-8."
+        ) from error
+
+
+def _header(path: Path, text: str, required: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the separator by which the first line has the columns required, and all its names."""
+    first = text.partition("\n")[0].partition("\r")[0]
+    for separator in ",;\t":
+        cells = next(csv.reader([first], delimiter=separator), [])
+        columns = [cell.strip().casefold() for cell in cells]
+        if {*required} <= {*columns}:
+            break
+    else:
+        raise FieldmarkError(
+            f"{path} has no columns {', '.join(required[:-1])} and {required[-1]} "
+            f"in its first line ({first[:60]!r}): name a folder, or a CSV that has them."
+        )
+    twice = [name for name, count in Counter(columns).items() if name and count > 1]
+    if twice:
+        raise FieldmarkError(f"{path} has two columns {twice[0]!r}: take one away.")
+    return separator, columns
+
+
+# ---- what both share ----------------------------------------------------------------------------
+
+
+def _photos(
+    folder: Path,
+    rows: Iterable[_Row],
+    others: Iterable[LeftOut],
+    linked: Iterable[str],
+    source: Path | None = None,
+) -> Photos:
+    """Put the rows in order, and raise where no classifier can be made of them."""
+    ordered = sorted(rows)
+    classes = sorted({row.label for row in ordered})
+    _refuse_unwritable(source or folder, [*classes, *(row.path for row in ordered)])
+    if len(classes) == 1:
+        raise FieldmarkError(
+            f"{source or folder} holds the one class {classes[0]!r}: "
+            "a classifier needs two" + (", add a sub-folder." if source is None else ".")
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    return Photos(
+        folder=folder,
+        classes=tuple(classes),
+        paths=tuple(row.path for row in ordered),
+        labels=tuple(number[row.label] for row in ordered),
+        left_out=tuple(sorted(others, key=lambda each: each.path)),
+        given=tuple(row.split for row in ordered if row.split),  # all have one, or none has
+        groups=tuple(row.group for row in ordered) if any(row.group for row in ordered) else (),
+        linked=tuple(linked),
     )
 
 
-def _is_class(entry: Path) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
+def _spread(work: Callable[[In], Out], items: Sequence[In], description: str) -> list[Out]:
+    """Do the work on many threads and show how far it is; the results in the items' order."""
+    # By the handful: to hand each single file to a thread costs more than to read its beginning.
+    handfuls = [items[i : i + 16] for i in range(0, len(items), 16)]
+    results: list[Out] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool, meter(description, len(items)) as shown:
+        for done in pool.map(lambda some: [work(item) for item in some], handfuls):
+            results += done
+            shown.advance(len(done))
+    return results
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder, by name."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError as error:
+        raise FieldmarkError(f"There is no folder {folder}: check the path.") from error
+    except NotADirectoryError as error:
+        raise FieldmarkError(
+            f"{folder} cannot be read as a folder ({error.strerror}): "
+            "name a folder with one sub-folder of photos for each class."
+        ) from error
+    except OSError as error:
+        raise FieldmarkError(
+            f"{folder} cannot be read ({error.strerror}): change its rights."
+        ) from error
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Return what tells a folder from all others, whatever the path to it."""
+    try:
+        facts = folder.stat()
+    except OSError as error:
+        raise FieldmarkError(
+            f"{folder} cannot be read ({error.strerror}): change its rights."
+        ) from error
+    return facts.st_dev, facts.st_ino
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()
+
+
+def _refuse_without_photos(
+    root: Path, survey: _Survey, given: dict[str, Split], others: Iterable[LeftOut]
+) -> None:
+    """Raise for a folder in which no photo has a class."""
+    bad = [f"  {root / each.path}: {each.why}" for each in others if each.kind == "unreadable"]
+    if bad:
+        raise FieldmarkError(f"No photo in {root} can be read:\n{_shown(bad)}")
+    if given:
+        raise FieldmarkError(
+            f"The photos in {', '.join(str(root / top) for top in sorted(given))} lie in no class "
+            f"folders: sort them into sub-folders ({root / min(given)}/CLASS/photo.jpg), "
+            "or name a CSV with the columns path, label and split."
+        )
+    if not survey.folders:
+        raise FieldmarkError(
+            f"{root} has no sub-folders: put the photos of each class into one of its own."
+        )
+    raise FieldmarkError(
+        f"No photo was found in the sub-folders of {root} "
+        f"(extensions there: {_extensions(file for file in survey.files if '/' in file)}): "
+        f"use {', '.join(OPENERS)}."
+    )
+
+
+def _extensions(files: Iterable[str]) -> str:
+    found = Counter(_suffix(file) or "none" for file in files)
+    seen = ", ".join(f"{count} x {suffix}" for suffix, count in found.most_common(5))
+    return seen or "no files"
+
+
+def _refuse_unwritable(source: Path, names: Iterable[str]) -> None:
+    """Raise for names that no text file can hold, one name a line."""
+    for name in names:
+        if "\n" in name or "\r" in name or any("\ud800" <= sign <= "\udfff" for sign in name):
+            raise FieldmarkError(
+                f"The name {name!r} in {source} holds a line break or is not UTF-8: rename it."
+            )
+
+
+# ---- the article's reader -----------------------------------------------------------------------
+
+
+def _is_class(entry: os.DirEntry[str]) -> bool:
+    return Path(entry.path).is_dir() and not entry.name.startswith(".")
 
 
 def _files(folder: Path) -> list[str]:
@@ -167,16 +698,18 @@ def _files(folder: Path) -> list[str]:
 
 def _refuse_unusable(root: Path, files: dict[str, list[str]], photos: dict[str, list[str]]) -> None:
     """Raise where there are not two classes with photos in each."""
+    if not any(root.iterdir()):
+        raise FieldmarkError(
+            f"{root} is empty: put the photos of each class into a sub-folder of its own."
+        )
     if not files:
         raise FieldmarkError(
             f"{root} has no sub-folders: put the photos of each class into one of its own."
         )
     if not any(photos.values()):
-        found = Counter(Path(f).suffix.lower() or "none" for fs in files.values() for f in fs)
-        seen = ", ".join(f"{count} x {suffix}" for suffix, count in found.most_common(5))
+        seen = _extensions(file for of_class in files.values() for file in of_class)
         raise FieldmarkError(
-            f"No photo was found in {root} (extensions there: {seen or 'no files'}): "
-            f"use {', '.join(EXTENSIONS)}."
+            f"No photo was found in {root} (extensions there: {seen}): use {', '.join(EXTENSIONS)}."
         )
     if len(photos) == 1:
         raise FieldmarkError(
@@ -189,12 +722,3 @@ def _refuse_unusable(root: Path, files: dict[str, list[str]], photos: dict[str, 
             f"No photo was found in {', '.join(str(root / name) for name in without)}: "
             "add photos, or take the sub-folder away."
         )
-
-
-def _refuse_unwritable(root: Path, photos: dict[str, list[str]]) -> None:
-    """Raise for names that no text file can hold, one name a line."""
-    for name in (name for kind, of_class in photos.items() for name in (kind, *of_class)):
-        if "\n" in name or "\r" in name or any("\ud800" <= sign <= "\udfff" for sign in name):
-            raise FieldmarkError(
-                f"The name {name!r} in {root} holds a line break or is not UTF-8: rename it."
-            )

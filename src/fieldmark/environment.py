@@ -16,7 +16,10 @@ from typing import Any
 
 from fieldmark import backend
 
-RECORDED = ("fieldmark", "keras", "tensorflow", "tensorflow-cpu", "jax", "torch", "numpy", "pillow")
+RECORDED = (
+    *("fieldmark", "keras", "tensorflow", "tensorflow-cpu", "jax", "torch"),
+    *("numpy", "pillow", "pillow-heif", "grain"),
+)
 
 
 def describe(photos: str | os.PathLike[str]) -> dict[str, Any]:

@@ -112,8 +112,8 @@ STRANGERS = (
 )
 
 
-def _format(content: bytes) -> str:
-    """Return the format by how the content begins."""
+def sniff(content: bytes) -> str:
+    """Return the format by how the content begins; the first 256 bytes are enough."""
     if not content:
         raise UnreadableImage("is empty")
     for beginning, name in BEGINNINGS:
@@ -140,7 +140,7 @@ def open_photo(content: bytes, limits: Limits) -> Photo:
     """Open a file within the limits; raises an `UnreadableImage` where it cannot be read."""
     if len(content) > limits.bytes:
         raise UnreadableImage(f"is larger than {limits.bytes / 1e6:g} MB")
-    opener = OPENERS[_format(content)]
+    opener = OPENERS[sniff(content)]
     with named():
         photo = opener(content, limits)
     if photo.frames > limits.frames:

@@ -91,12 +91,20 @@ def decode(content: bytes, *, at_least: int | None = None, limits: Limits = LIMI
 
 def read(content: bytes, spec: ImageSpec, *, limits: Limits = LIMITS) -> Pixels:
     """Return the square that `spec` asks for, (size, size, 3), resized with antialiasing."""
+    return read_with_shape(content, spec, limits=limits)[0]
+
+
+def read_with_shape(
+    content: bytes, spec: ImageSpec, *, limits: Limits = LIMITS
+) -> tuple[Pixels, tuple[int, int]]:
+    """Return what `read` does, and (height, width) of the whole upright photo in its own pixels."""
     photo = open_photo(content, limits)
+    shape = _upright_shape(photo)
     width, height = _shrunk(photo.image.size, spec)
     image, box = _load(photo, (int(ROOM * width), int(ROOM * height)))
     # Colours and turning come last, on fewer pixels: the three modes treat both axes alike.
     small = _srgb(_resized(image, box, spec), photo.profile)
-    return np.array(_upright(_padded(small, spec.size), photo.orientation))
+    return np.array(_upright(_padded(small, spec.size), photo.orientation)), shape
 
 
 def scale(pixels: Pixels, spec: ImageSpec) -> NDArray[np.float32]:
@@ -113,9 +121,7 @@ def scale(pixels: Pixels, spec: ImageSpec) -> NDArray[np.float32]:
 def inspect(content: bytes, *, limits: Limits = LIMITS) -> Facts:
     """Return the facts of the header; no pixel is decoded."""
     photo = open_photo(content, limits)
-    width, height = photo.image.size
-    if photo.orientation >= 5:  # these turn the photo on its side
-        width, height = height, width
+    height, width = _upright_shape(photo)
     return Facts(
         format=photo.format,
         width=width,
@@ -235,6 +241,12 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def _upright_shape(photo: Photo) -> tuple[int, int]:
+    """Return height and width of the upright photo."""
+    width, height = photo.image.size
+    return (width, height) if photo.orientation >= 5 else (height, width)  # 5 to 8 lie on the side
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:

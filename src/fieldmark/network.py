@@ -31,6 +31,13 @@ LARGEST = 4096  # pixels a side: beyond it one photo's first maps take gigabytes
 MOST_CLASSES = 100_000  # ImageNet's full tree has 21,841
 SMALLEST = 5  # the article's: padded by 1 on both sides, 5 pixels just fill the stem's 7x7 kernel
 
+# Where black and white lie in what a network reads.
+SCALING: dict[str, Literal["0..255", "-1..1"]] = {
+    "article": "0..255",
+    "small": "0..255",
+    "resnet50v2": "-1..1",
+}
+
 layers = keras.layers
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)

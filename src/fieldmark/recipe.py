@@ -24,12 +24,23 @@ class Recipe(BaseModel):
         "article",
         description="The article's ResNet50V2, or a small ResNet-V2 for a first look in a minute.",
     )
+    pipeline: Literal["article", "batches"] = Field(
+        "article",
+        description="`article`: Keras' reader, kept as float32, in batches that never change. "
+        "`batches`: read upright and antialiased, kept as bytes, drawn anew into batches and "
+        "augmented in every epoch.",
+    )
     image_size: int = Field(
         224,
         ge=32,
         le=1024,
         description="Side of the square that a photo is resized to, in pixels. "
         "The article's 224 is ImageNet's custom; the time of a step grows with the square.",
+    )
+    resize: Literal["squash", "crop", "pad"] = Field(
+        "squash",
+        description="How a photo becomes a square: its sides stretched, as the article does, "
+        "its middle, or the whole of it with grey beside.",
     )
     batch_size: int = Field(
         8,
@@ -44,11 +55,30 @@ class Recipe(BaseModel):
     learning_rate: float = Field(
         0.001, gt=0, le=10, description="Step size of Adam. The article's, and Adam's default."
     )
+    split: str = Field(
+        "article",
+        min_length=1,
+        description="`article`: Keras' own, by chance alone. `stratified`: each class in its "
+        "share, near duplicates and groups together. Or the `split.csv` or the run to take "
+        "it from; photos that are new there are added.",
+    )
     validation_split: float = Field(
         0.2,
         gt=0,
         lt=1,
         description="Share of the photos kept for validation. The article's 80/20.",
+    )
+    test_split: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the photos kept for the last word, which the training never sees. "
+        "The article keeps none.",
+    )
+    group_by: str = Field(
+        "",
+        description="Pattern on a file's name; photos for which its first group is the same "
+        "are never parted: `(.+)__` for `owl__12.jpg`.",
     )
     split_seed: int = Field(
         123,
@@ -56,12 +86,38 @@ class Recipe(BaseModel):
         lt=2**32,
         description="Number that decides which photos are for validation. The article's 123.",
     )
+    augment: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Strength of mirroring, cropping, colours and erasing, drawn anew for each "
+        "photo in each epoch. The article has none.",
+    )
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        le=8,
+        description="Alpha of MixUp, which lays two photos over one another; 0.2 is its authors'. "
+        "The article has none.",
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        le=8,
+        description="Alpha of CutMix, which sets a part of one photo into another; 1 is its "
+        "authors'. The article has none.",
+    )
+    balance: Literal["none", "weights", "sampling"] = Field(
+        "none",
+        description="What makes up for classes of unequal size: a weight for each photo, "
+        "or photos of small classes seen more often. The article has nothing.",
+    )
     seed: int = Field(
         0,
         ge=0,
         lt=2**32,
-        description="Number that the initial weights and the order of the photos are drawn from. "
-        "The article sets none.",
+        description="Number that the initial weights, the order of the photos and their "
+        "augmentation are drawn from. The article sets none.",
     )
 
     def changed(self, **values: Any) -> Recipe:
@@ -71,8 +127,16 @@ class Recipe(BaseModel):
 
 ARTICLE = Recipe.model_validate({})
 
-# The article's training with a network of 0.2 million parameters, for a first look in a minute.
-SMALL = ARTICLE.changed(network="small", image_size=64, batch_size=16, epochs=20)
+# A network of 0.2 million parameters and batches that change, for a first look in a minute.
+SMALL = ARTICLE.changed(
+    network="small",
+    pipeline="batches",
+    image_size=64,
+    batch_size=16,
+    epochs=20,
+    split="stratified",
+    augment=0.3,
+)
 
 RECIPES = {"article": ARTICLE, "small": SMALL}
 

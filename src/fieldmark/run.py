@@ -6,18 +6,18 @@ together. This is the only module that knows the names of the files; `docs/desig
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fieldmark import files
-from fieldmark.data import Record
+from fieldmark import files, split
 from fieldmark.errors import FieldmarkError
+from fieldmark.images import ImageSpec
 from fieldmark.recipe import Recipe
+from fieldmark.split import Record
 
 SCHEMA = 1  # raised when a file of the run changes its meaning
 
@@ -45,6 +45,11 @@ class Run:
     def classes(self) -> Path:
         """The class names, one a line, in the order of the labels."""
         return self.folder / "classes.txt"
+
+    @property
+    def specification(self) -> Path:
+        """How a photo becomes the network's input."""
+        return self.folder / "image.json"
 
     @property
     def split(self) -> Path:
@@ -102,8 +107,11 @@ class Run:
 
     def read_split(self) -> tuple[Record, ...]:
         """Return the rows of the split."""
-        with self.split.open(encoding="utf-8", newline="") as rows:
-            return tuple(Record(**row) for row in csv.DictReader(rows))  # type: ignore[arg-type]
+        return split.read(self.split)
+
+    def read_specification(self) -> ImageSpec:
+        """Return how a photo becomes the network's input."""
+        return ImageSpec.from_json(self.specification.read_text(encoding="utf-8"))
 
 
 def create(
@@ -112,7 +120,8 @@ def create(
     recipe: Recipe,
     environment: Mapping[str, Any],
     classes: Iterable[str],
-    split: Iterable[Record],
+    specification: ImageSpec,
+    records: Iterable[Record],
 ) -> Run:
     """Begin a run: write what is known before the first epoch, all of it or nothing."""
     run = Run(Path(folder))
@@ -125,10 +134,8 @@ def create(
         facts = json.dumps({"schema": SCHEMA, **environment}, indent=2, ensure_ascii=False)
         # A path that is not UTF-8 becomes an escape, which is JSON's too.
         draft.environment.write_text(facts + "\n", encoding="utf-8", errors="backslashreplace")
-        with draft.split.open("w", encoding="utf-8", newline="") as rows:
-            writer = csv.DictWriter(rows, [field.name for field in fields(Record)])
-            writer.writeheader()
-            writer.writerows(asdict(record) for record in split)
+        draft.specification.write_text(specification.model_dump_json() + "\n", encoding="utf-8")
+        split.write(draft.split, records)
     return run
 
 

@@ -1,6 +1,6 @@
 """fit(recipe, photos, out): a folder of photos -> a run folder with a trained network.
 
-In: a `Recipe` and a folder with one sub-folder of photos for each class. Out: the run folder of
+In: a `Recipe` and a folder or a CSV of photos with their classes. Out: the run folder of
 `docs/design.md`. `fieldmark train PHOTOS --recipe article --out RUN` runs it: the article's steps
 in their order, with all that can be wrong found before the first step of training.
 """
@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from fieldmark import article, environment, files, plots
+from fieldmark import article, backend, environment, files, plots
 from fieldmark.backend import keras
 from fieldmark.console import Meter, duration, meter, say
-from fieldmark.data import Photos, audit, left_out, list_photos, records
 from fieldmark.errors import FieldmarkError
+from fieldmark.feed import Feed, feed
+from fieldmark.images import scale
 from fieldmark.network import build, summary
 from fieldmark.plots import Language, Lettering
 from fieldmark.recipe import Recipe
@@ -48,33 +49,27 @@ def fit(
     files.refuse_existing(Path(out))
     if show:
         require_screen()
-    listed = list_photos(photos)
-    refuse_inside(Path(out), listed.folder)
-    refuse_impossible(recipe, listed)
+    refuse_inside(Path(out), Path(photos))
     keras.utils.set_random_seed(recipe.seed)
 
-    say(f"Devices: {', '.join(article.devices()) or 'no GPU, computing on the CPU'}")
-    hashes = audit(listed, article.decode)
-    say(f"Photos: {len(listed)}" + (f" (not read: {left_out(listed)})" if listed.left_out else ""))
-    cache = len(listed) * recipe.image_size**2 * 3 * 4 / 1e9  # float32, as the article keeps them
-    if cache > 1:
-        say(f"All of them are kept in memory, which takes {cache:.1f} GB.")
-    training, validation = article.read_photos(photos, recipe)
-    say(f"Classes: {', '.join(training.class_names)}")
-    network = build(recipe.network, image_size=recipe.image_size, classes=len(listed.classes))
+    found = article.devices() if recipe.pipeline == "article" else backend.devices()
+    say(f"Devices: {', '.join(found) or 'no GPU, computing on the CPU'}")
+    fed = feed(recipe, photos)
+    say(f"Classes: {', '.join(fed.photos.classes)}")
+    network = build(recipe.network, image_size=recipe.image_size, classes=len(fed.photos.classes))
     require_room(Path(out), network)
 
-    held_out = [Path(path).relative_to(photos).as_posix() for path in validation.file_paths]
     run = create(
         out,
         recipe=recipe,
         environment=environment.describe(photos),
-        classes=listed.classes,
-        split=records(listed, hashes, held_out),
+        classes=fed.photos.classes,
+        specification=fed.specification,
+        records=fed.records,
     )
     try:
-        album = Album(run, Lettering(language), listed.classes, show=show)
-        teach(network, recipe, training, validation, album)
+        album = Album(run, Lettering(language), fed.photos.classes, show=show)
+        teach(network, recipe, fed, album)
     except (KeyboardInterrupt, FieldmarkError):  # a disk that fills up is one of the latter
         say(kept(run))
         raise
@@ -82,27 +77,44 @@ def fit(
     return run
 
 
-def teach(network: Any, recipe: Recipe, training: Any, validation: Any, album: Album) -> None:
+def teach(network: Any, recipe: Recipe, fed: Feed, album: Album) -> None:
     """Take the article's steps 4 to 11: look, compile, fit, curves, predictions."""
-    images, labels = next(iter(training))
-    album.photos("training_photos", "training photos", images, np.asarray(labels))
+    images, labels = fed.first
+    album.photos("training_photos", "training photos", images, labels)
     say(f"First batch: images {tuple(images.shape)}, labels {tuple(labels.shape)}")
     say(summary(network))
-    article.compile_network(network, recipe)
-    batches, validation_batches = article.pipeline(training, validation)
-    say(f"Training {recipe.epochs} epochs of {len(batches)} steps; the first step takes longest.")
-    with meter("Training", recipe.epochs * len(batches)) as shown, expected_warning():
+    steps = validation_steps = None  # the article's batches end with the epoch, ours do not
+    if recipe.pipeline == "article":
+        article.compile_network(network, recipe)
+    else:
+        network = logits_network(network)
+        compile_network(network, recipe)
+        steps, validation_steps = fed.steps, fed.validation_steps
+    say(f"Training {recipe.epochs} epochs of {fed.steps} steps; the first step takes longest.")
+    with meter("Training", recipe.epochs * fed.steps) as shown, expected_warning():
         network.fit(
-            batches,
-            validation_data=validation_batches,
+            fed.training,
+            validation_data=fed.validation,
             epochs=recipe.epochs,
+            steps_per_epoch=steps,
+            validation_steps=validation_steps,
             shuffle=False,  # the pipeline does
             verbose=0,
             callbacks=[Record(album.run), Progress(shown, recipe.epochs)],
         )
     album.curves(album.run.read_log())
-    images = np.concatenate([np.asarray(batch) for batch, _ in validation_batches.take(8)])[:8]
-    album.photos("predictions", "predictions", images, predict_singly(network, images))
+    images = fed.held_out()
+    numbers = predict_singly(network, scale(images, fed.specification))
+    album.photos("predictions", "predictions", images, numbers)
+
+
+def compile_network(network: Any, recipe: Recipe) -> None:
+    """Set optimiser, loss and accuracy for batches with labels (b, classes) and weights (b,)."""
+    network.compile(
+        optimizer=keras.optimizers.Adam(recipe.learning_rate),
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+        weighted_metrics=[keras.metrics.CategoricalAccuracy("accuracy")],
+    )
 
 
 class Record(keras.callbacks.Callback):  # type: ignore[misc]
@@ -204,26 +216,10 @@ class Album:
 
 def refuse_inside(out: Path, photos: Path) -> None:
     """Raise where the run would lie among the photos, and be a class of the next training."""
-    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(photos)):
+    if photos.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(photos)):
         raise FieldmarkError(
             f"The run {out} would lie in the folder of photos {photos}, which is only read: "
             "put --out elsewhere."
-        )
-
-
-def refuse_impossible(recipe: Recipe, photos: Photos) -> None:
-    """Raise where the photos are too few for the split or for a batch."""
-    validation = int(recipe.validation_split * len(photos))  # rounded as Keras does
-    training = len(photos) - validation
-    if validation == 0 or training == 0:
-        raise FieldmarkError(
-            f"{len(photos)} photos leave {training} for training and {validation} for validation: "
-            "add photos, or change --validation-split."
-        )
-    if recipe.batch_size > training:
-        raise FieldmarkError(
-            f"A batch of {recipe.batch_size} is larger than the {training} training photos in "
-            f"{photos.folder}: take a smaller --batch-size."
         )
 
 
