@@ -20,9 +20,10 @@ $(STAMP): pyproject.toml constraints.txt
 		--constraint constraints.txt --editable '.[tensorflow,dev]'
 	@touch $@
 
-demo: install ## Draw birds, train on them, and say how well it went; a few minutes.
+demo: install ## Draw birds, check them, train on them, say how well it went; a few minutes.
 	@rm -rf build/demo
 	$(BIN)/fieldmark draw build/demo/birds --per-class 150 --size 64
+	$(BIN)/fieldmark check build/demo/birds --html build/demo/birds.html
 	$(BIN)/fieldmark train build/demo/birds --recipe small --out build/demo/run
 
 test: install ## Run the tests that take seconds.
@@ -48,6 +49,7 @@ bench: install ## Time us against others, in one run.
 	$(BIN)/python benchmarks/batches.py
 	$(BIN)/python benchmarks/listing.py
 	$(BIN)/python benchmarks/duplicates.py
+	$(BIN)/python benchmarks/train_step.py
 
 docs: demo ## Make the generated pages and pictures anew.
 	$(BIN)/python docs/make.py

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fieldmark import cli, draw, network, species
+from fieldmark import cli, draw, feed, network, species
+from fieldmark.recipe import SMALL
 
 DOCS = Path(__file__).parent
 PICTURES = DOCS / "pictures"
@@ -33,8 +34,13 @@ def main() -> None:
     (DOCS / "cli.md").write_text(cli.reference(), encoding="utf-8")
     PICTURES.mkdir(exist_ok=True)
     contact_sheet(6, seed=2).resize((1008, 672)).save(PICTURES / "drawn_birds.jpg", quality=88)
-    with Image.open(DOCS.parent / "build" / "demo" / "run" / "figures" / "predictions.png") as demo:
-        demo.convert("RGB").resize((1000, 500)).save(PICTURES / "predictions.jpg", quality=86)
+    demo = DOCS.parent / "build" / "demo"
+    with Image.open(demo / "run" / "figures" / "predictions.png") as figure:
+        figure.convert("RGB").resize((1000, 500)).save(PICTURES / "predictions.jpg", quality=86)
+    sheet = demo / "preview.png"
+    feed.sheet(SMALL.changed(augment=0.5, mixup=0.2, cutmix=1.0), demo / "birds", sheet)
+    with Image.open(sheet) as figure:
+        figure.convert("RGB").resize((1000, 900)).save(PICTURES / "preview.jpg", quality=84)
     for name in ("article", "resnet50v2"):
         network.draw(network.build(name, classes=4), PICTURES / f"network_{name}.svg")
 

@@ -25,7 +25,6 @@ from fieldmark.data import (
     list_article,
     list_photos,
     nested,
-    read_table,
     sha256s,
 )
 from fieldmark.errors import FieldmarkError
@@ -450,7 +449,7 @@ def test_the_hashes_are_those_of_the_bytes(tmp_path: Path) -> None:
     with pytest.raises(FieldmarkError) as caught:
         sha256s(photos)
     first, *lines = str(caught.value).splitlines()
-    assert first.startswith("2 photos cannot be read any more")
+    assert first.startswith("2 files are not photos that can be read")
     assert lines == [
         f"  {tmp_path}/ant/1.png: No such file or directory",
         f"  {tmp_path}/bee/2.png: No such file or directory",
@@ -460,18 +459,14 @@ def test_the_hashes_are_those_of_the_bytes(tmp_path: Path) -> None:
 # ---- a CSV ---------------------------------------------------------------------------------------
 
 
-def table(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+def table(folder: Path, text: str) -> Path:
     """Write a CSV beside the photos."""
     path = folder / "labels.csv"
-    path.write_bytes(text.encode(encoding))
+    path.write_text(text, encoding="utf-8")
     return path
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_a_csv_gives_labels_splits_and_groups(
-    separator: str, encoding: str, tmp_path: Path
-) -> None:
+def test_a_csv_gives_labels_splits_and_groups(tmp_path: Path) -> None:
     two_classes(tmp_path)
     rows = [
         ("Label", "PATH", "note", "split", "group"),
@@ -481,8 +476,7 @@ def test_a_csv_gives_labels_splits_and_groups(
         ("", "", "", "", ""),
         ("a b", "bee\\2.png", "", "training", ""),
     ]
-    text = "\r\n".join(separator.join(row) for row in rows)
-    photos = list_photos(table(tmp_path, text, encoding))
+    photos = list_photos(table(tmp_path, "\n".join(",".join(row) for row in rows)))
     assert labelled(photos) == {
         "ant/1.png": "a b",
         "bee/2.png": "a b",
@@ -508,13 +502,9 @@ def test_what_a_csv_names_and_is_no_photo_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "has no columns path and label in its first line"),
         ("file,label\n", "has no columns path and label in its first line ('file,label')"),
-        ("path,label,path\n", "has two columns 'path'"),
         ("path,label\n", "names no photo"),
         ("path,label\nant/1.png,a\nbee/1.png,\n", "line 3: bee/1.png has no label"),
-        ("path,label\nant/1.png,a,b\n", "Line 2 of"),
-        ("path,label\nant/1.png,'a\n\"b", "Line 3 of"),
         ("path,label\nant/1.png,a\nant/2.png,a\n", "the one class 'a'"),
         ("path,label\nant/1.png,a\nant/./1.png,b\n", "lines 2 and 3: ant/1.png has the label 'a'"),
         ("path,label,split\nant/1.png,a,dev\n", "line 2: the split 'dev' is unknown"),
@@ -546,11 +536,3 @@ def test_all_missing_files_of_a_csv_are_named_by_their_lines(tmp_path: Path) -> 
 def test_a_file_that_is_no_csv_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FieldmarkError, match="is not text in UTF-8"):
         list_photos(photo(tmp_path / "bird.png"))
-    path = table(tmp_path, "path,label\nant/1.png,Mäuse\n", "latin-1")
-    with pytest.raises(FieldmarkError, match=r"Line 2 of .* is not text in UTF-8"):
-        list_photos(path)
-
-
-def test_the_lines_of_a_table_are_those_of_the_file(tmp_path: Path) -> None:
-    path = table(tmp_path, 'path,label\n"a\nb",x\n\nc,y\n')
-    assert [line for line, _ in read_table(path, ("path", "label"))] == [2, 5]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fieldmark.errors import FieldmarkError
-from fieldmark.files import refuse_existing, whole_file, whole_folder
+from fieldmark.files import cache_folder, refuse_existing, whole_file, whole_folder
 
 
 def test_a_file_replaces_the_one_before_it(tmp_path: Path) -> None:
@@ -98,3 +98,20 @@ def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FieldmarkError, match="cannot be written"):
         with whole_folder(tmp_path / "file" / "run"):
             pass
+
+
+def test_what_is_kept_lies_where_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FIELDMARK_CACHE", "kept")
+    assert cache_folder() == tmp_path / "kept"
+    monkeypatch.setenv("FIELDMARK_CACHE", "~/kept")
+    assert cache_folder() == Path.home() / "kept"
+    for none in ("", None):
+        if none is None:
+            monkeypatch.delenv("FIELDMARK_CACHE")
+        else:
+            monkeypatch.setenv("FIELDMARK_CACHE", none)
+        assert cache_folder().is_absolute()
+        assert "fieldmark" in cache_folder().parts

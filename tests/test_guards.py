@@ -13,10 +13,15 @@ from conftest import ROOT
 # A module imports from a strictly lower rank only; `docs/design.md` says what each holds.
 RANKS = (
     ("errors",),
-    ("console", "files"),
-    ("backend", "recipe", "plots", "brush", "anatomy", "formats"),
-    ("article", "resnet_v2", "data", "environment", "species", "scenery", "svg", "images"),
-    ("run", "network", "draw"),
+    ("console", "files", "locks"),
+    ("backend", "recipe", "plots", "brush", "anatomy", "formats", "tables", "threads"),
+    ("article", "resnet_v2", "bit", "weights", "kernels", "environment"),
+    ("species", "scenery", "svg", "images", "data"),
+    ("network", "draw", "augment", "cache", "duplicates", "quality", "strata"),
+    ("batches", "split", "findings"),
+    ("run", "sheet"),
+    ("check",),
+    ("feed",),
     ("train",),
     ("cli",),
     ("__main__",),
@@ -51,7 +56,7 @@ def test_imports_go_down_in_rank() -> None:
 )
 def test_the_package_and_its_help_load_nothing_heavy(words: str) -> None:
     heavy = {"keras", "tensorflow", "jax", "torch", "matplotlib", "sklearn", "scipy", "PIL"}
-    heavy |= {"fastapi", "starlette", "uvicorn"}
+    heavy |= {"fastapi", "starlette", "uvicorn", "grain", "imagehash", "jinja2"}
     code = f"import sys\ntry:\n    {words}\nfinally:\n    print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     loaded = set(done.stdout.splitlines()[-1].split())
@@ -62,7 +67,7 @@ def test_the_package_and_its_help_load_nothing_heavy(words: str) -> None:
 def test_no_recipe_of_the_run_folder_s_names_elsewhere() -> None:
     """`run` is the only module that knows the names of a run's files."""
     names = (
-        *("recipe.json", "environment.json", "classes.txt", "split.csv", "log.jsonl"),
+        *("recipe.json", "environment.json", "classes.txt", "image.json", "log.jsonl"),
         *("state.keras", "best.keras", "figures"),
     )
     for path in SOURCE.glob("*.py"):

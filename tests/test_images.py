@@ -736,6 +736,8 @@ MAY = {
     "scenery": {"resize"},
     # It crops and resizes what `images` has read, anew in each epoch.
     "augment": {"resize"},
+    # It keeps a kilobyte of each, read as numbers.
+    "duplicates": {"frombuffer"},
 }
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,6 +41,26 @@ def require(package: str, *, extra: str, why: str) -> None:
         )
 
 
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    """Keep off the terminal what TensorFlow 2.21 writes at its import, whatever its log level.
+
+    It writes past Python, so the process' error output is turned away meanwhile; `-v` shows it.
+    What goes wrong is raised all the same.
+    """
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0":
+        yield
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 name = chosen()
 if name not in BACKENDS:
     raise FieldmarkError(
@@ -52,7 +74,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ["KERAS_BACKEND"] = name
 
-import keras  # noqa: E402  # only now is it known that this import can work
+with _without_notices():
+    import keras  # only now is it known that this import can work
 
 name = keras.config.backend()  # where Keras was imported before, its choice stands
 for setting, found, wanted in (

@@ -146,8 +146,9 @@ class StdConv2D(keras.layers.Conv2D):  # type: ignore[misc]
     """A convolution whose kernel is standardised each time that it is used."""
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        """Convolve; under mixed precision the mean and the variance are float32 all the same."""
-        kernel = standardised(ops.cast(kernel, "float32"))
+        """Convolve; under mixed precision the kernel is standardised in float32 all the same."""
+        exact = keras.backend.result_type(self.compute_dtype, "float32")
+        kernel = standardised(ops.cast(kernel, exact))
         return super().convolution_op(inputs, ops.cast(kernel, self.compute_dtype))
 
 
@@ -156,8 +157,9 @@ def standardised(kernel: Any) -> Any:
 
     Weight standardisation (Qiao et al. 2019, arXiv:1903.10520); the epsilon is BiT's, timm's 1e-8.
     """
-    mean, variance = ops.moments(kernel, axes=[0, 1, 2], keepdims=True)
-    return (kernel - mean) * ops.rsqrt(variance + 1e-10)
+    centred = kernel - ops.mean(kernel, axis=(0, 1, 2), keepdims=True)
+    variance = ops.mean(ops.square(centred), axis=(0, 1, 2), keepdims=True)
+    return centred * ops.rsqrt(variance + 1e-10)
 
 
 def folded(network: Any) -> Any:
@@ -171,7 +173,10 @@ def folded(network: Any) -> Any:
         kind = layers.Conv2D if isinstance(layer, StdConv2D) else type(layer)
         return kind.from_config(layer.get_config())
 
-    copy = keras.models.clone_model(network, clone_function=plain)
+    image = layers.Input(
+        batch_shape=network.input_shape, dtype=network.input.dtype, name=network.layers[0].name
+    )
+    copy = keras.models.clone_model(network, input_tensors=image, clone_function=plain)
     for ours, theirs in zip(network.layers, copy.layers, strict=True):
         arrays = ours.get_weights()
         if isinstance(ours, StdConv2D):

@@ -30,34 +30,25 @@ import sys
 import time
 import weakref
 import zlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import features
 
-from fieldmark import images
-from fieldmark.console import say, track
+from fieldmark import files, images, locks
+from fieldmark.console import say
 from fieldmark.errors import FieldmarkError
 from fieldmark.formats import LIMITS, UnreadableImage
 from fieldmark.images import ImageSpec, Pixels
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
-
-T = TypeVar("T")
-R = TypeVar("R")
+from fieldmark.threads import spread
 
 LAYOUT = 1  # raised when an entry's files change their meaning
 LIMIT = 20_000_000_000  # bytes: 100,000 photos of 256 pixels
@@ -65,7 +56,6 @@ PIXELS, INDEX, ENTRY, LOCK = "pixels.npy", "index.npy", "entry.json", "lock"
 KEY = re.compile("[0-9a-f]{32}")
 OURS = re.compile(r"[0-9a-f]{32}|\.[0-9a-f]{32}\.(building|lock|\d+\.\d+\.removed)")
 ROW = np.dtype([("sha256", "S64"), ("height", "<i4"), ("width", "<i4"), ("crc32", "<u4")])
-LOOK_AHEAD = 4  # squares a thread: one that takes long does not hold the others up
 CHECKED = 64  # rows that a thread verifies at a time
 # Of the code that decodes, read as it is loaded: nobody has to remember to raise a number.
 CODE = hashlib.sha256(
@@ -151,14 +141,8 @@ def build(
 
 
 def where(folder: str | os.PathLike[str] | None = None) -> Path:
-    """Return the cache folder: `folder`, else FIELDMARK_CACHE, else the system's place for it."""
-    if folder is not None:
-        return Path(folder).absolute()
-    if named := os.environ.get("FIELDMARK_CACHE"):
-        return Path(named).expanduser().absolute()
-    import platformdirs
-
-    return platformdirs.user_cache_path("fieldmark", appauthor=False)
+    """Return the cache folder: `folder`, else the one of all that fieldmark keeps."""
+    return files.cache_folder() if folder is None else Path(folder).absolute()
 
 
 def entries(folder: str | os.PathLike[str] | None = None) -> list[Entry]:
@@ -288,7 +272,8 @@ class _Job:
         draft.mkdir()
         copied = self.fill(draft)
         _sync_folder(draft)
-        mark = _mark(draft)  # before it can be seen: others may be looking for what to remove
+        # Before it can be seen: others may be looking for what to remove.
+        mark = locks.shared(draft / LOCK)
         try:
             draft.replace(self.path)
             _sync_folder(self.place)
@@ -374,12 +359,11 @@ class _Job:
         copied = 0
         with (
             (draft / PIXELS).open("wb", buffering=0) as file,
-            closing(_in_order(row, places)) as rows,
+            closing(spread(row, places, "Decoding photos")) as rows,
         ):
             _write(file, header)
             file.truncate(len(header) + side * len(self.items))  # others count it as full
-            tracked = track(rows, "Decoding photos", len(places))
-            for result, at in zip(tracked, places.values(), strict=True):
+            for result, at in zip(rows, places.values(), strict=True):
                 if isinstance(result, str):
                     wrong += [f"  {self.items[i].path}: {result}" for i in at]
                     continue
@@ -470,7 +454,7 @@ def _open(path: Path) -> _Opened | None:
     Raises `_DamagedError` unless all but the pixels is sound. The mark lasts as long as any view of
     the pixels.
     """
-    lock = _mark(path)
+    lock = locks.shared(path / LOCK)
     if lock is None and not path.is_dir():
         return None
     try:
@@ -550,12 +534,11 @@ def _verify(opened: _Opened) -> None:
             return False
 
     firsts = range(0, len(pixels), CHECKED)
-    for first, is_sound in zip(
-        firsts, track(_in_order(sound, firsts), "Checking the cache", len(firsts)), strict=True
-    ):
-        if not is_sound:
-            last = min(first + CHECKED, len(pixels))
-            raise _DamagedError(f"a checksum of the photos {first + 1} to {last} is wrong")
+    with closing(spread(sound, firsts, "Checking the cache")) as results:
+        for first, is_sound in zip(firsts, results, strict=True):
+            if not is_sound:
+                last = min(first + CHECKED, len(pixels))
+                raise _DamagedError(f"a checksum of the photos {first + 1} to {last} is wrong")
 
 
 def _write(file: io.FileIO, data: bytes | memoryview) -> None:
@@ -635,6 +618,14 @@ def _bytes(path: Path) -> int:
     return total
 
 
+def _size(count: int) -> str:
+    """Write a number of bytes for people: `147 MB`, `1.2 GB`."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.{0 if count >= 10 * unit or count % unit == 0 else 1}f} {name}"
+    return f"{count} bytes"
+
+
 def _entry(path: Path) -> Entry | None:
     """Look at an entry; `None` where it has just gone."""
     photos, specification = 0, "damaged"
@@ -647,7 +638,7 @@ def _entry(path: Path) -> Entry | None:
         used = datetime.fromtimestamp(seen.stat().st_mtime)
     except FileNotFoundError:
         return None
-    return Entry(path, photos, specification, _bytes(path), used, _in_use(path))
+    return Entry(path, photos, specification, _bytes(path), used, locks.in_use(path / LOCK))
 
 
 def _remove(path: Path, *, even_in_use: bool = False) -> int:
@@ -660,7 +651,7 @@ def _remove(path: Path, *, even_in_use: bool = False) -> int:
     try:
         if not even_in_use:
             with suppress(FileNotFoundError):
-                lock = _lock(path / LOCK)
+                lock = locks.exclusive(path / LOCK)
                 if lock is None:
                     return 0
         away = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.removed")
@@ -698,117 +689,12 @@ def _sweep(place: Path, *, but: str = "") -> int:
 @contextmanager
 def _sole_builder(place: Path, key: str) -> Iterator[bool]:
     """Give True to the one process that may build an entry, False to the others."""
-    path = place / f".{key}.lock"
-    lock = _lock(path, create=True)
-    if lock is None:
-        yield False
-        return
-    try:
-        shutil.rmtree(place / f".{key}.building", ignore_errors=True)  # of one that was killed
-        yield True
-    finally:
-        shutil.rmtree(place / f".{key}.building", ignore_errors=True)
-        if sys.platform == "win32":  # which keeps a file that is open
-            os.close(lock)
-            with suppress(OSError):
-                path.unlink()
-        else:  # before the lock is let go of: it may be another's after
-            with suppress(OSError):
-                path.unlink()
-            os.close(lock)
-
-
-# ---- locks --------------------------------------------------------------------------------------
-
-
-def _lock(path: Path, *, create: bool = False) -> int | None:
-    """Open a file and lock it against all others; `None` where somebody has it locked."""
-    while True:
-        file = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
+    draft = place / f".{key}.building"
+    with locks.sole(place / f".{key}.lock") as sole:
         try:
-            if sys.platform == "win32":
-                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # Windows says that it is not permitted
-            os.close(file)
-            return None
-        except OSError:
-            os.close(file)
-            raise
-        if _is_still(path, file):
-            return file
-        os.close(file)  # whoever had it locked has removed it
-
-
-def _mark(entry: Path) -> int | None:
-    """Mark an entry as in use; `None` where there is none, and on Windows, which needs no mark.
-
-    There a folder is not renamed as long as one of its files is mapped.
-    """
-    if sys.platform == "win32":
-        return None
-    else:
-        while True:
-            try:
-                file = os.open(entry / LOCK, os.O_RDONLY)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH)  # one that removes the entry has it for a moment
-            except OSError:
-                os.close(file)
-                raise
-            if _is_still(entry / LOCK, file):
-                return file
-            os.close(file)
-
-
-def _is_still(path: Path, file: int) -> bool:
-    """Say whether an open file is the one that has this name now."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file))
-    except FileNotFoundError:
-        return False
-
-
-def _in_use(entry: Path) -> bool:
-    """Say whether a process uses an entry."""
-    if sys.platform == "win32":
-        return False
-    try:
-        lock = _lock(entry / LOCK)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True  # it is another user's: it is not for us to remove
-    if lock is not None:
-        os.close(lock)
-    return lock is None
-
-
-# ---- small things -------------------------------------------------------------------------------
-
-
-def _in_order(function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
-    """Yield a function's results in the order of the items, computed by threads a little ahead."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ThreadPoolExecutor(threads)
-    waiting: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= LOOK_AHEAD * (threads or 1):
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _size(count: int) -> str:
-    """Write a number of bytes for people: `147 MB`, `1.2 GB`."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= unit:
-            return f"{count / unit:.{0 if count >= 10 * unit or count % unit == 0 else 1}f} {name}"
-    return f"{count} bytes"
+            if sole:
+                shutil.rmtree(draft, ignore_errors=True)  # of one that was killed
+            yield sole
+        finally:
+            if sole:
+                shutil.rmtree(draft, ignore_errors=True)

@@ -129,15 +129,16 @@ def check(
     strict
         Exit with 1 where there are errors or warnings.
     """
+    from fieldmark import sheet
     from fieldmark.check import check as examine
 
     report = examine(photos, split=split, outputs=(csv, html))
-    print(report.table())
+    print(sheet.table(report))
     if csv is not None:
-        report.write_csv(csv)
+        sheet.write_csv(report, csv)
         console.say(f"Rows: {csv}")
     if html is not None:
-        report.write_html(html)
+        sheet.write_html(report, html)
         console.say(f"Sheet: {html}")
     if strict and report.serious:
         sys.exit(FOUND)
@@ -266,7 +267,9 @@ def recipe(name: str = "article", /) -> None:
 
 @app.command(help_epilogue="Example: `fieldmark network article --classes 4 --svg network.svg`")
 def network(
-    name: Literal["article", "small", "resnet50v2"],
+    name: Literal[
+        "article", "small", "resnet50v2", "resnet101v2", "resnet152v2", "bit_r50x1", "resnetv2_50"
+    ],
     /,
     *,
     image_size: Whole = 224,
@@ -278,7 +281,9 @@ def network(
     Parameters
     ----------
     name
-        `article`: the article's ResNet50V2; `resnet50v2`: the reference; `small`: the demo's.
+        `article`: the article's ResNet50V2; `resnet50v2` and deeper: the reference, as in Keras
+        applications; `bit_r50x1` and `resnetv2_50`: the other published ResNet-V2, with group and
+        with batch normalisation; `small`: the demo's.
     image_size
         Side of the photos, in pixels.
     classes

@@ -9,28 +9,24 @@ only read. `fieldmark check`, `split` and `train` begin with this.
 
 from __future__ import annotations
 
-import codecs
-import csv
 import errno
 import hashlib
 import heapq
-import io
 import os
 import stat
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Literal, TypeVar
+from typing import Literal
 
-from fieldmark.console import meter, track
 from fieldmark.errors import FieldmarkError
 from fieldmark.formats import OPENERS, UnreadableImage, sniff
+from fieldmark.tables import read_table
+from fieldmark.threads import spread
 
-In = TypeVar("In")
-Out = TypeVar("Out")
 Split = Literal["training", "validation", "test"]
 Kind = Literal["hidden", "skipped", "unreadable", "empty"]
 
@@ -65,7 +61,9 @@ SPECIAL = {
     stat.S_IFCHR: "is a device",
     stat.S_IFDIR: "is a folder",
 }
+LOOSE = "is a photo that lies in no class folder"  # why `LeftOut`
 HEAD = 256  # bytes: all that `sniff` looks at
+HANDFUL = 16  # files that a thread reads at a time: most are small, or only begun
 BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}  # lengths in bytes that a BMP's header can have
 
 # The words by which folders and CSV files name the three parts of a split, in small letters.
@@ -115,6 +113,31 @@ def list_photos(source: str | os.PathLike[str]) -> Photos:
     """
     root = Path(source)
     return _from_csv(root) if root.is_file() else _from_folder(root)
+
+
+def list_loose(folder: str | os.PathLike[str]) -> Photos:
+    """List all photos of a folder, whether or not they make classes.
+
+    It is for one that `list_photos` refuses. Photos in the folder itself are left out where others
+    lie deeper; where none do, they are of the class "". Raises a `FieldmarkError` where the folder
+    cannot be read.
+    """
+    root = Path(folder)
+    survey, found, others = _sorted_out(root)
+    loose = [path for path in found if "/" not in path]
+    if len(loose) < len(found):
+        others += [LeftOut(path, "skipped", LOOSE) for path in loose]
+        found = [path for path in found if "/" in path]
+    labels = [path.rpartition("/")[0] for path in found]
+    number = {name: i for i, name in enumerate(sorted({*labels}))}
+    return Photos(
+        folder=root,
+        classes=tuple(number),
+        paths=tuple(found),
+        labels=tuple(number[label] for label in labels),
+        left_out=tuple(sorted(others, key=lambda each: each.path)),
+        linked=_followed(survey, others),
+    )
 
 
 def list_article(folder: str | os.PathLike[str]) -> Photos:
@@ -180,18 +203,8 @@ def sha256s(photos: Photos) -> tuple[str, ...]:
         except OSError as error:
             return "", error.strerror or str(error)
 
-    results = _spread(digest, photos.paths, "Hashing photos")
-    bad = [
-        f"  {photos.folder / path}: {why}"
-        for path, (_, why) in zip(photos.paths, results, strict=True)
-        if why
-    ]
-    if bad:
-        count = "1 photo" if len(bad) == 1 else f"{len(bad)} photos"
-        raise FieldmarkError(
-            f"{count} cannot be read any more; bring them back, or run again without them:\n"
-            + "\n".join(bad)
-        )
+    results = list(spread(digest, photos.paths, "Hashing photos", handful=HANDFUL))
+    refuse_bad(photos, zip(photos.paths, (why for _, why in results), strict=True))
     return tuple(sha256 for sha256, _ in results)
 
 
@@ -214,57 +227,20 @@ def audit(photos: Photos, decode: Callable[[bytes], object]) -> tuple[str, ...]:
             return "", str(error)
         return hashlib.sha256(content).hexdigest(), None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(track(pool.map(examine, photos.paths), "Checking photos", len(photos)))
-    bad = [
-        f"  {photos.folder / path}: {why}"
-        for path, (_, why) in zip(photos.paths, results, strict=True)
-        if why
-    ]
+    results = list(spread(examine, photos.paths, "Checking photos"))
+    refuse_bad(photos, zip(photos.paths, (why for _, why in results), strict=True))
+    return tuple(sha256 for sha256, _ in results)
+
+
+def refuse_bad(photos: Photos, reasons: Iterable[tuple[str, str | None]]) -> None:
+    """Raise one `FieldmarkError` that names all paths for which there is a reason."""
+    bad = [f"  {photos.folder / path}: {why}" for path, why in reasons if why]
     if bad:
         count = "1 file is not a photo" if len(bad) == 1 else f"{len(bad)} files are not photos"
         raise FieldmarkError(
             f"{count} that can be read; move them out of the folder and run again:\n"
             + "\n".join(bad)
         )
-    return tuple(sha256 for sha256, _ in results)
-
-
-def read_table(
-    path: Path, required: Sequence[str], optional: Sequence[str] = ()
-) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows of a CSV by their columns, each with the line that it begins on.
-
-    Separators are commas, semicolons or tabs; UTF-8 or UTF-16. Columns may stand in any order, in
-    upper or lower case; those not asked for are left out. Empty rows are too. Raises a
-    `FieldmarkError` that names the line.
-    """
-    text = _text(path)
-    skipped = 0
-    if text[:4].casefold() == "sep=":  # a line that Excel writes for itself
-        _, _, text = text.partition("\n")
-        skipped = 1
-    separator, columns = _header(path, text, required)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    wanted = {name: columns.index(name) for name in (*required, *optional) if name in columns}
-    rows = []
-    line = skipped + 1
-    try:
-        for number, cells in enumerate(reader):
-            if number and any(cells):
-                if len(cells) > len(columns) and any(cells[len(columns) :]):
-                    raise FieldmarkError(
-                        f"Line {line} of {path} has {len(cells)} cells and the first has "
-                        f"{len(columns)}: put a name that holds the separator in quotes."
-                    )
-                there = dict(enumerate(cells))  # a row may end before the last columns
-                rows.append((line, {name: there.get(i, "") for name, i in wanted.items()}))
-            line = skipped + reader.line_num + 1
-    except csv.Error as error:
-        raise FieldmarkError(
-            f"Line {line} of {path} is not CSV ({error}): mend its quotes."
-        ) from error
-    return rows
 
 
 def split_word(word: str) -> Split | None:
@@ -291,10 +267,7 @@ def _from_folder(root: Path) -> Photos:
         raise FieldmarkError(
             f"{root} is empty: put the photos of each class into a sub-folder of its own."
         )
-    survey = _survey(root)
-    results = _spread(lambda path: _examine(root, path), survey.files, "Listing photos")
-    others = [*survey.left_out, *(result for result in results if result)]
-    found = [path for path, result in zip(survey.files, results, strict=True) if not result]
+    survey, found, others = _sorted_out(root)
     given = _given(found)
     rows = []
     for path in found:
@@ -303,11 +276,23 @@ def _from_folder(root: Path) -> Photos:
         if label:
             rows.append(_Row(label, path, split=given.get(top, "")))
         else:
-            others.append(LeftOut(path, "skipped", "is a photo that lies in no class folder"))
+            others.append(LeftOut(path, "skipped", LOOSE))
     if not rows:
         _refuse_without_photos(root, survey, given, others)
-    linked = sorted({*survey.links} - {each.path for each in others})
-    return _photos(root, rows, others, linked)
+    return _photos(root, rows, others, _followed(survey, others))
+
+
+def _sorted_out(root: Path) -> tuple[_Survey, list[str], list[LeftOut]]:
+    """Walk through a folder and look at every file: what was met, the photos, all others."""
+    survey = _survey(root)
+    results = _examined(root, survey.files)
+    others = [*survey.left_out, *(result for result in results if result)]
+    return survey, [p for p, why in zip(survey.files, results, strict=True) if not why], others
+
+
+def _followed(survey: _Survey, others: Iterable[LeftOut]) -> tuple[str, ...]:
+    """Return the links that lead to photos."""
+    return tuple(sorted({*survey.links} - {each.path for each in others}))
 
 
 def _survey(root: Path) -> _Survey:
@@ -390,6 +375,12 @@ def _below(root: Path, place: str, kind: Kind, why: str) -> Iterator[LeftOut]:
     for error in shut:
         here = Path(error.filename).relative_to(root).as_posix()
         yield LeftOut(f"{here}/", kind, f"{why} and cannot be read ({error.strerror})")
+
+
+def _examined(folder: Path, paths: Sequence[str]) -> list[LeftOut | None]:
+    """Say of each file why it is no photo; none: it is one."""
+    look = partial(_examine, folder)
+    return list(spread(look, paths, "Listing photos", handful=HANDFUL))
 
 
 def _examine(folder: Path, path: str) -> LeftOut | None:
@@ -476,9 +467,7 @@ def _from_csv(path: Path) -> Photos:
             + _shown(missing)
         )
     listed = [row for _, row in rows.values()]
-    results = _spread(
-        lambda row: _examine(folder, row.path) if row.path else None, listed, "Listing photos"
-    )
+    results = _examined(folder, [row.path for row in listed])
     others = [result for result in results if result]
     kept = [row for row, result in zip(listed, results, strict=True) if not result]
     if not kept:
@@ -515,48 +504,6 @@ def _shown(lines: Sequence[str]) -> str:
     return "\n".join(lines[:SHOWN]) + (f"\n  and {more:,} more" if more > 0 else "")
 
 
-def _text(path: Path) -> str:
-    """Return a CSV's text; its encoding is told by how it begins."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise FieldmarkError(f"{path} cannot be read ({error.strerror}).") from error
-    encoding = "utf-8"
-    if content.startswith(codecs.BOM_UTF8):
-        encoding = "utf-8-sig"
-    elif content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    elif b"\0" in content[:2]:  # its first sign is a letter of the columns' names
-        encoding = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise FieldmarkError(
-            f"Line {line} of {path} is not text in UTF-8 or UTF-16: "
-            "name a folder or a CSV, and save a CSV as UTF-8."
-        ) from error
-
-
-def _header(path: Path, text: str, required: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the separator by which the first line has the columns required, and all its names."""
-    first = text.partition("\n")[0].partition("\r")[0]
-    for separator in ",;\t":
-        cells = next(csv.reader([first], delimiter=separator), [])
-        columns = [cell.strip().casefold() for cell in cells]
-        if {*required} <= {*columns}:
-            break
-    else:
-        raise FieldmarkError(
-            f"{path} has no columns {', '.join(required[:-1])} and {required[-1]} "
-            f"in its first line ({first[:60]!r}): name a folder, or a CSV that has them."
-        )
-    twice = [name for name, count in Counter(columns).items() if name and count > 1]
-    if twice:
-        raise FieldmarkError(f"{path} has two columns {twice[0]!r}: take one away.")
-    return separator, columns
-
-
 # ---- what both share ----------------------------------------------------------------------------
 
 
@@ -587,18 +534,6 @@ def _photos(
         groups=tuple(row.group for row in ordered) if any(row.group for row in ordered) else (),
         linked=tuple(linked),
     )
-
-
-def _spread(work: Callable[[In], Out], items: Sequence[In], description: str) -> list[Out]:
-    """Do the work on many threads and show how far it is; the results in the items' order."""
-    # By the handful: to hand each single file to a thread costs more than to read its beginning.
-    handfuls = [items[i : i + 16] for i in range(0, len(items), 16)]
-    results: list[Out] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, meter(description, len(items)) as shown:
-        for done in pool.map(lambda some: [work(item) for item in some], handfuls):
-            results += done
-            shown.advance(len(done))
-    return results
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

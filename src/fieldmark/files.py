@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all.
+"""Files and folders that appear whole or not at all, and where those lie that are kept.
 
 The content is written under a temporary name beside the final one and renamed when it is
 complete, so that a full disk, a crash or Ctrl-C never leaves half a file that looks like a whole.
@@ -81,6 +81,18 @@ def writing(path: Path) -> Iterator[None]:
         raise FieldmarkError(
             f"{path} cannot be written ({reason}): name a place with room and the right to write."
         ) from error
+
+
+def cache_folder() -> Path:
+    """Return where fieldmark keeps what can be had again: photos decoded, weights downloaded.
+
+    It is the folder that FIELDMARK_CACHE names, or the system's place for caches.
+    """
+    if named := os.environ.get("FIELDMARK_CACHE"):
+        return Path(named).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_cache_path("fieldmark", appauthor=False)
 
 
 def _umask() -> int:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fieldmark import article, resnet_v2
+from fieldmark import article, bit, resnet_v2
 from fieldmark import svg as page
 from fieldmark.anatomy import Anatomy, Block, Part, Shortcut, Stage, Step
 from fieldmark.backend import keras
@@ -31,12 +31,11 @@ LARGEST = 4096  # pixels a side: beyond it one photo's first maps take gigabytes
 MOST_CLASSES = 100_000  # ImageNet's full tree has 21,841
 SMALLEST = 5  # the article's: padded by 1 on both sides, 5 pixels just fill the stem's 7x7 kernel
 
+Name = Literal[
+    "article", "resnet50v2", "resnet101v2", "resnet152v2", "bit_r50x1", "resnetv2_50", "small"
+]
 # Where black and white lie in what a network reads.
-SCALING: dict[str, Literal["0..255", "-1..1"]] = {
-    "article": "0..255",
-    "small": "0..255",
-    "resnet50v2": "-1..1",
-}
+SCALING: dict[str, Literal["0..255", "-1..1"]] = {"article": "0..255", "small": "0..255"}
 
 layers = keras.layers
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -90,13 +89,24 @@ class _Node:
     shape: tuple[int | None, ...]  # without the batch
 
 
-def build(
-    name: Literal["article", "resnet50v2", "small"], *, image_size: int = 224, classes: int = 1000
-) -> Any:
+BUILDERS: dict[Name, Callable[..., Any]] = {
+    "article": article.ResNet50V2,
+    "small": resnet_v2.Small,
+    "resnet50v2": resnet_v2.ResNet50V2,
+    "resnet101v2": resnet_v2.ResNet101V2,
+    "resnet152v2": resnet_v2.ResNet152V2,
+    "bit_r50x1": bit.R50x1,
+    "resnetv2_50": bit.ResNetV2_50,
+}
+
+
+def build(name: Name, *, image_size: int = 224, classes: int = 1000) -> Any:
     """Build a network by its name, untrained, for square photos of `image_size` pixels.
 
     Raises FieldmarkError for an unknown name and for a size or count that the network cannot take.
     """
+    if name not in BUILDERS:
+        raise FieldmarkError(f"No network is called {name!r}: choose {', '.join(BUILDERS)}.")
     smallest = SMALLEST if name == "article" else 1
     if image_size < smallest:
         raise FieldmarkError(
@@ -108,14 +118,7 @@ def build(
     if not 1 <= classes <= MOST_CLASSES:
         raise FieldmarkError(f"{classes} classes: name at least one and at most {MOST_CLASSES}.")
     shape = (image_size, image_size, 3)
-    match name:
-        case "article":
-            return article.ResNet50V2(shape, classes)
-        case "resnet50v2":
-            return resnet_v2.ResNet50V2(shape, classes)
-        case "small":
-            return resnet_v2.Small(shape, classes)
-    raise FieldmarkError(f"No network is called {name!r}: choose article, resnet50v2 or small.")
+    return BUILDERS[name](shape, classes)
 
 
 def summary(model: Any) -> str:

@@ -15,14 +15,14 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from rich.cells import cell_len
 
-from fieldmark import data, files
+from fieldmark import data, files, strata
 from fieldmark.console import say
 from fieldmark.data import (
     Photos,
@@ -35,6 +35,8 @@ from fieldmark.data import (
     split_word,
 )
 from fieldmark.errors import FieldmarkError
+from fieldmark.strata import Unit
+from fieldmark.tables import read_table
 
 SPLITS: tuple[Split, ...] = ("training", "validation", "test")
 NAMED = 5  # names that a sentence gives before it counts the rest
@@ -77,15 +79,6 @@ class Changes:
     def __bool__(self) -> bool:
         """Whether there are any."""
         return any(astuple(self))
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """Photos that must not be parted."""
-
-    members: tuple[int, ...]
-    key: str  # from the contents and the seed alone: neither names nor order nor machine matter
-    name: str
 
 
 # ---- making a split -----------------------------------------------------------------------------
@@ -172,16 +165,15 @@ def assign(
     kept, likely = _kept(photos, hashes, before, shares)
     # A given split is final: there photos follow only to the parts that are still to be made.
     places = _follow(units, kept, likely, shares if photos.given else SPLITS)
-    free = [unit for unit in units if any(places[i] is None for i in unit.members)]
-    board = _Board(photos, units, places, shares)
-    board.place(free)
-    board.mend(free)
+    # Of a split that is given, only the training photos are cut.
+    counted = [not photos.given or given == "training" for given in photos.given or photos.paths]
+    filled = strata.fill(units, photos.labels, places, shares, counted=counted)
     names = {i: unit.name for unit in units for i in unit.members}
     return tuple(
         Record(
             path=path,
             label=photos.classes[photos.labels[i]],
-            split=board.places[i] or "training",
+            split=filled[i],
             group=names[i],
             sha256=hashes[i],
         )
@@ -281,7 +273,7 @@ def read(path: Path) -> tuple[Record, ...]:
         raise FieldmarkError(f"There is no split {path}: `fieldmark split` writes one.")
     names = [each.name for each in fields(Record)]
     records, lines = list[Record](), dict[str, int]()
-    for line, row in data.read_table(path, names):
+    for line, row in read_table(path, names):
         if not row["path"] or not row["label"]:
             raise FieldmarkError(f"Line {line} of {path} lacks a path or a label: fill it in.")
         word = split_word(row["split"])
@@ -412,14 +404,12 @@ def warnings(records: Sequence[Record], twins: Sequence[Sequence[int]] = ()) -> 
     across = sorted(group for group, of in labels.items() if group and len(of) > 1)
     if across:
         notes.append(f"{_count(across, 'group')} of more than one class: {_some(across)}.")
-    for why in ("the same bytes", "nearly the same photo", "the same group"):
-        pairs = [leak for leak in leaks(records, twins) if leak.why == why]
-        if pairs:
-            shown = [
-                f"{leak.first} ({leak.splits[0]}), {leak.second} ({leak.splits[1]})"
-                for leak in pairs
-            ]
-            notes.append(f"{_count(pairs, 'pair')} on two sides, {why}: {_some(shown, '; ')}.")
+    pairs = defaultdict[str, list[str]](list)
+    for leak in leaks(records, twins):
+        sides = f"{leak.first} ({leak.splits[0]}), {leak.second} ({leak.splits[1]})"
+        pairs[leak.why].append(sides)
+    for why, shown in pairs.items():
+        notes.append(f"{_count(shown, 'pair')} on two sides, {why}: {_some(shown, '; ')}.")
     return tuple(notes)
 
 
@@ -458,7 +448,7 @@ def _units(
     groups: Sequence[str],
     twins: Iterable[Sequence[int]],
     seed: int,
-) -> list[_Unit]:
+) -> list[Unit]:
     """Join the photos that share content, a group, or a near duplicate."""
     above = list(range(len(photos)))  # a forest: of two joined photos the first is above
 
@@ -481,14 +471,14 @@ def _units(
 
 def _unit(
     members: tuple[int, ...], hashes: Sequence[str], groups: Sequence[Sequence[str]], seed: int
-) -> _Unit:
+) -> Unit:
     smallest = min(hashes[i] for i in members)
     names = sorted({of[i] for of in groups if of for i in members if of[i]})
     name = names[0] if names else f"alike-{smallest[:12]}" if len(members) > 1 else ""
     if len(names) > 1:  # near duplicates tie these groups together
         name = " + ".join(names) if len(names) < 4 else f"{name} + {len(names) - 1} more"
     key = hashlib.sha256(f"{seed}:{smallest}".encode()).hexdigest()
-    return _Unit(members, key, name)
+    return Unit(members, key, name)
 
 
 def _alike(values: Sequence[str]) -> list[list[int]]:
@@ -536,7 +526,7 @@ def _kept(
 
 
 def _follow(
-    units: Iterable[_Unit],
+    units: Iterable[Unit],
     kept: Sequence[Split | None],
     likely: Sequence[Split | None],
     parts: Collection[Split],
@@ -556,143 +546,6 @@ def _follow(
             for i in new:
                 places[i] = place if place in parts else "training"
     return places
-
-
-# ---- the rest fills the shares ------------------------------------------------------------------
-
-
-@dataclass
-class _Board:
-    """Where the photos are, while the last ones are placed; `places` is what comes out."""
-
-    photos: Photos
-    units: Sequence[_Unit]
-    places: list[Split | None]
-    shares: dict[Split, Fraction]
-    targets: dict[tuple[int, Split], int] = field(default_factory=dict)
-    counts: Counter[tuple[int, Split]] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        """Count what is there, and what there should be of each class in each part."""
-        labels, given = self.photos.labels, self.photos.given
-        # Of a split that is given, only the training photos are cut.
-        self.free = [not given or given[i] == "training" for i in range(len(labels))]
-        photos = Counter(label for i, label in enumerate(labels) if self.free[i])
-        units = Counter(
-            label
-            for unit in self.units
-            for label in {labels[i] for i in unit.members if self.free[i]}
-        )
-        for label, count in photos.items():
-            for split, target in _targets(count, units[label], self.shares).items():
-                self.targets[label, split] = target
-        for i, place in enumerate(self.places):
-            if place and self.free[i]:
-                self.counts[labels[i], place] += 1
-
-    def inside(self, unit: _Unit) -> Counter[int]:
-        """Count a unit's photos by class."""
-        return Counter(self.photos.labels[i] for i in unit.members if self.free[i])
-
-    def put(self, unit: _Unit, split: Split) -> None:
-        """Place a unit, or move it."""
-        for i in unit.members:
-            if not self.free[i]:
-                continue
-            if place := self.places[i]:
-                self.counts[self.photos.labels[i], place] -= 1
-            self.places[i] = split
-            self.counts[self.photos.labels[i], split] += 1
-
-    def place(self, units: Iterable[_Unit]) -> None:
-        """Place the units: the largest first, each where it is wanted most; single photos last."""
-        singles = defaultdict[int, list[_Unit]](list)
-        for unit in sorted(units, key=lambda unit: (-len(unit.members), unit.key)):
-            if len(unit.members) == 1:
-                singles[self.photos.labels[unit.members[0]]].append(unit)
-            else:
-                inside = self.inside(unit)
-                self.put(unit, max(self.shares, key=lambda split: self.wanted(inside, split)))
-        for label, of_class in sorted(singles.items()):
-            lacks = {
-                split: max(0, self.targets[label, split] - self.counts[label, split])
-                for split in self.shares
-            }
-            number = _apportioned(len(of_class), lacks)
-            # By rank, test from one end and validation from the other: so a class that grows
-            # moves each border by little.
-            test, end = number.get("test", 0), len(of_class) - number.get("validation", 0)
-            for rank, unit in enumerate(of_class):
-                self.put(unit, "test" if rank < test else SPLITS[rank >= end])
-
-    def wanted(self, inside: Counter[int], split: Split) -> Fraction:
-        """Say how much nearer to the targets a unit would bring a part, class by class."""
-        lacks = {label: self.targets[label, split] - self.counts[label, split] for label in inside}
-        sizes = {label: sum(self.targets[label, s] for s in self.shares) for label in inside}
-        return sum(
-            (Fraction(count * lacks[label], sizes[label]) for label, count in inside.items()),
-            Fraction(0),
-        )
-
-    def mend(self, units: Sequence[_Unit]) -> None:
-        """Move a unit where a class is missing in a part and others can spare one of theirs."""
-        held = Counter[tuple[int, Split]]()  # units, by class and part
-        movable = defaultdict[int, list[_Unit]](list)
-        for unit in units:
-            for label in self.inside(unit):
-                movable[label].append(unit)
-        for unit in self.units:
-            held.update({(self.photos.labels[i], p) for i in unit.members if (p := self.places[i])})
-        for split in self.shares:  # training first, for which the others may be emptied
-            for label in range(len(self.photos.classes)):
-                if held[label, split]:
-                    continue
-                spare = [unit for unit in movable[label] if self.spares(unit, held)]
-                if not spare and split == "training":
-                    spare = movable[label]
-                if spare:
-                    unit = min(spare, key=lambda unit: (len(unit.members), unit.key))
-                    held.subtract({(other, self.at(unit)) for other in self.inside(unit)})
-                    self.put(unit, split)
-                    held.update({(other, split) for other in self.inside(unit)})
-
-    def spares(self, unit: _Unit, held: Counter[tuple[int, Split]]) -> bool:
-        """Say whether the part that a unit lies in has others of each of its classes."""
-        return all(held[label, self.at(unit)] > 1 for label in self.inside(unit))
-
-    def at(self, unit: _Unit) -> Split:
-        """Return the part that a unit which was placed here lies in."""
-        return next(p for i in unit.members if self.free[i] and (p := self.places[i]))
-
-
-def _targets(count: int, units: int, shares: dict[Split, Fraction]) -> dict[Split, int]:
-    """Return how many of a class' photos each part should have, as its units allow.
-
-    The nearest whole numbers; then at least one in training, and if there are units enough in
-    validation and in test.
-    """
-    targets = _apportioned(count, shares)
-    fillable = min(len(shares), units)
-    for split in shares:  # training first
-        filled = sum(1 for target in targets.values() if target)
-        if not targets[split] and (split == "training" or filled < fillable):
-            donor = max(shares, key=lambda other: (targets[other], -SPLITS.index(other)))
-            targets[donor] -= 1
-            targets[split] += 1
-    return targets
-
-
-def _apportioned(count: int, weights: dict[Split, Fraction] | dict[Split, int]) -> dict[Split, int]:
-    """Share a count out by weights: whole parts first, the rest by the largest remainders."""
-    total = sum(map(Fraction, weights.values()))
-    if not total:
-        return {split: count if split == "training" else 0 for split in weights}
-    exact = {split: count * Fraction(weight) / total for split, weight in weights.items()}
-    parts = {split: int(amount) for split, amount in exact.items()}
-    rest = count - sum(parts.values())
-    for split in sorted(exact, key=lambda split: parts[split] - exact[split])[:rest]:
-        parts[split] += 1
-    return parts
 
 
 # ---- what `make` refuses ------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from fieldmark.backend import keras
 from fieldmark.console import Meter, duration, meter, say
 from fieldmark.errors import FieldmarkError
 from fieldmark.feed import Feed, feed
+from fieldmark.findings import wilson
 from fieldmark.images import scale
 from fieldmark.network import build, summary
 from fieldmark.plots import Language, Lettering
@@ -294,18 +295,16 @@ def kept(run: Run) -> str:
 
 def outcome(run: Run) -> str:
     """Say what the training came to on the validation photos."""
-    from scipy.stats import binomtest  # a second to import
-
     log = run.read_log()
     accuracy = log[-1]["val_accuracy"] or 0.0
     held_out = Counter(row.label for row in run.read_split() if row.split == "validation")
     count = held_out.total()
     right = round(accuracy * count)
-    interval = binomtest(right, count).proportion_ci(method="wilson")
+    low, high = wilson(right / count, count)
     commonest = max(held_out.values())
     return (
         f"Validation accuracy after epoch {len(log)}: {accuracy:.1%}, {right} of {count} photos "
-        f"(95 % interval {interval.low:.0%} to {interval.high:.0%}; "
+        f"(95 % interval {low:.0%} to {high:.0%}; "
         f"always the commonest class: {commonest / count:.0%}). "
         f"{run.best} holds epoch {best_epoch(log)}."
     )

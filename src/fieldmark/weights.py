@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from fieldmark.backend import keras, require
 from fieldmark.console import meter, say
 from fieldmark.errors import FieldmarkError
-from fieldmark.files import whole_file, writing
+from fieldmark.files import cache_folder, whole_file, writing
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -69,7 +69,7 @@ class Loaded:
     sha256: str  # of the file
     arrays: int  # as many of the network's were replaced
     head: bool  # whether the classifier was among them
-    left: tuple[str, ...]  # arrays of the file that are not used: a head's, a counter's
+    left: tuple[str, ...]  # the arrays of a classifier that is not used
 
 
 def load(network: Any, source: str | os.PathLike[str]) -> Loaded:
@@ -105,9 +105,7 @@ def load(network: Any, source: str | os.PathLike[str]) -> Loaded:
     for name, variable in ours.items():
         variable.assign(found[name].astype("float32"))
     if head is not None and not with_head:
-        has = (
-            "no classifier" if theirs is None else f"{theirs} classes and the network {head.units}"
-        )
+        has = f"{theirs[0]} classes and the network {head.units}" if theirs else "no classifier"
         say(f"{path.name} has {has}: all but the classifier was loaded, and that starts untrained.")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -155,8 +153,8 @@ def _read_h5(path: Path, content: IO[bytes] | None = None) -> Arrays:
     """Read an HDF5 file of Keras 3, or of the older layout that Keras' ImageNet files have."""
     with h5py.File(content or path, "r") as file:
         if "layers" in file:
-            return _keras3(path, file["layers"])
-        return _keras2(path, file.get("model_weights", file))
+            return _keras3(path, _child(file, "layers"))
+        return _keras2(path, _child(file, "model_weights") if "model_weights" in file else file)
 
 
 def _keras3(path: Path, group: Any) -> Arrays:
@@ -194,9 +192,7 @@ def _datasets(path: Path, group: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     while waiting:
         parts, parent = waiting.pop()
         for name in parent:
-            if parent.get(name, getlink=True, getclass=True) is not h5py.HardLink:
-                raise ValueError(f"{name} is a link")
-            item = parent[name]
+            item = _child(parent, name)
             if isinstance(item, h5py.Group):
                 address = h5py.h5o.get_info(item.id).addr
                 if address in seen:  # a group may hold itself
@@ -209,6 +205,13 @@ def _datasets(path: Path, group: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
                 total += math.prod(item.shape) * item.dtype.itemsize
                 _limit(path, total)
                 yield (*parts, name), item
+
+
+def _child(group: Any, name: str) -> Any:
+    """Return what a group holds under a name, unless that is a link."""
+    if group.get(name, getlink=True, getclass=True) is not h5py.HardLink:
+        raise ValueError(f"{name} is a link")
+    return group[name]
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -419,13 +422,8 @@ def download(name: str, *, include_top: bool) -> Path:
 
 
 def folder() -> Path:
-    """Say where downloads are kept: below FIELDMARK_CACHE, or the system's place for caches."""
-    named = os.environ.get("FIELDMARK_CACHE")
-    if named:
-        return Path(named).expanduser().absolute() / "weights"
-    import platformdirs
-
-    return platformdirs.user_cache_path("fieldmark", appauthor=False) / "weights"
+    """Say where downloads are kept."""
+    return cache_folder() / "weights"
 
 
 def _fetch(url: str, path: Path, *, md5: str) -> None:

@@ -1,0 +1,412 @@
+"""The training step: the passes over memory that Keras makes one by one, in fused kernels.
+
+In: a functional Keras network, a Keras optimiser and a Keras loss. Out: a function that takes one
+step on a batch. It changes the variables of that network and that optimiser and adds nothing to
+either, so what is saved afterwards is plain Keras on any backend. With TensorFlow on a CPU the step
+is compiled from kernels that TensorFlow has and Keras 3 does not use:
+
+- batch normalisation in one kernel forward, together with the ReLU behind it, and one backward,
+  where Keras makes some ten passes from `tf.nn.moments` and `tf.nn.batch_normalization`;
+- a 1x1 convolution, forward and for the gradient of its weights, as the matrix product that it is;
+- padding left to the convolution behind it, where that has a stride of 1;
+- the optimiser's update of a variable in one kernel.
+
+The mathematics is Keras' own, and `tests/test_kernels.py` holds it equal. On JAX and PyTorch, and
+on a GPU, the step is Keras' own. `docs/speed.md` has the figures; `python
+benchmarks/train_step.py` measures them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fieldmark import backend
+from fieldmark.backend import keras
+
+layers = keras.layers
+
+
+class Figures(NamedTuple):
+    """What one step says: the loss before its update, and the share of photos called right."""
+
+    loss: float
+    accuracy: float
+
+
+Step = Callable[[Any, Any, Any], Figures]
+
+
+def training_step(network: Any, optimiser: Any, *, loss: Any) -> Step:
+    """Return the function `step(images, labels, weights)` that trains the network by one batch.
+
+    It takes float32 arrays: images (n, h, w, 3) as the network takes them, labels (n, classes) as
+    shares of 1, and a weight for each photo, (n,). The loss is a Keras loss, summed with the
+    weights and divided by n. n, h and w may change from step to step; the first step compiles.
+    The optimiser is built for the variables that are trainable now: after freezing or thawing
+    layers, take a new optimiser and a new step. With `use_ema` the averages of the weights stay
+    in the optimiser, see `averaged`.
+    """
+    if not optimiser.built:
+        optimiser.build(network.trainable_variables)
+    if backend.name == "tensorflow" and not backend.devices() and fits(network, optimiser):
+        return fused_step(network, optimiser, loss)
+    return plain_step(network, optimiser, loss)
+
+
+def fits(network: Any, optimiser: Any) -> bool:
+    """Tell whether the fused step does all that Keras' own would do for this network.
+
+    It adds no penalties of layers to the loss, and it does not scale the loss for float16.
+    """
+    single = all(layer.compute_dtype == "float32" for layer in network.layers)
+    return single and not network.losses and not optimiser.loss_scale_factor
+
+
+def plain_step(network: Any, optimiser: Any, loss: Any) -> Step:
+    """Return Keras' own step, whichever the backend."""
+    accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
+    network.compile(optimizer=optimiser, loss=loss, metrics=[accuracy])
+
+    def step(images: Any, labels: Any, weights: Any) -> Figures:
+        network.reset_metrics()  # else they are means over all steps so far
+        found = network.train_on_batch(images, labels, sample_weight=weights, return_dict=True)
+        return Figures(float(found["loss"]), float(found["accuracy"]))
+
+    return step
+
+
+def fused_step(network: Any, optimiser: Any, loss: Any) -> Step:
+    """Return the step in TensorFlow's fused kernels."""
+    import tensorflow as tf
+
+    variables = network.trainable_variables
+
+    def compute(images: Any, labels: Any, weights: Any) -> tuple[Any, Any]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([variable.value for variable in variables])
+            logits, statistics = forward(network, images)
+            value = loss(labels, logits, sample_weight=weights)
+        gradients = tape.gradient(value, [variable.value for variable in variables])
+        update(optimiser, gradients, variables)
+        for moving, batch, share in statistics:
+            moving.assign_sub((moving - batch) * share)
+        # The kernel's ReLU makes 0 of what is no number; the statistics before it still show it.
+        seen = tf.add_n([tf.reduce_sum(batch) for _, batch, _ in statistics] or [0.0])
+        value = tf.where(tf.math.is_nan(seen), seen, value)
+        right = tf.equal(tf.argmax(logits, axis=-1), tf.argmax(labels, axis=-1))
+        return value, tf.reduce_mean(tf.cast(right, tf.float32))
+
+    # Open sizes: a change of resolution or a smaller last batch is not traced again. XLA is off:
+    # on a CPU its convolutions take twice as long.
+    signature = [
+        tf.TensorSpec((None, None, None, network.input.shape[-1]), tf.float32),
+        tf.TensorSpec((None, network.output.shape[-1]), tf.float32),
+        tf.TensorSpec((None,), tf.float32),
+    ]
+    compiled = tf.function(compute, input_signature=signature, autograph=False, jit_compile=False)
+
+    def step(images: Any, labels: Any, weights: Any) -> Figures:
+        value, accuracy = compiled(images, labels, weights)
+        return Figures(float(value), float(accuracy))
+
+    return step
+
+
+class Padded(NamedTuple):
+    """A tensor and the zeros to put around it, left to whoever reads it."""
+
+    x: Any
+    padding: tuple[tuple[int, int], tuple[int, int]]  # rows above and below, columns beside
+
+    def filled(self) -> Any:
+        """Return the tensor with its zeros."""
+        import tensorflow as tf
+
+        return tf.pad(self.x, [(0, 0), *self.padding, (0, 0)])
+
+
+# A moving statistic, the batch's value of it, and the share of the way to go towards that.
+Statistic = tuple[Any, Any, float]
+
+
+def forward(network: Any, images: Any) -> tuple[Any, list[Statistic]]:
+    """Run a functional network in training -> its output, and the statistics still to be moved.
+
+    Layers without a kernel here are called as they are. Each layer must stand in the network's
+    graph once, as a functional Keras network without shared layers has it.
+    """
+    values = {id(network.input): images}
+    statistics: list[Statistic] = []
+    for layer in network.layers[1:]:  # the first is the input; Keras lists them in order
+        many = isinstance(layer.input, list)
+        inputs = [values[id(tensor)] for tensor in (layer.input if many else [layer.input])]
+        values[id(layer.output)] = call(layer, inputs if many else inputs[0], statistics)
+    return values[id(network.output)], statistics
+
+
+def call(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
+    """Return the layer's output in training, from a kernel where one fits exactly."""
+    if type(layer) is layers.ZeroPadding2D and layer.data_format == "channels_last":
+        return Padded(x if not isinstance(x, Padded) else x.filled(), layer.padding)
+    if layer.compute_dtype == layer.variable_dtype == "float32":
+        if type(layer) is layers.Conv2D and plain_convolution(layer):
+            return convolution(layer, x)
+        if isinstance(x, Padded):
+            x = x.filled()
+        if type(layer) is layers.BatchNormalization and plain_normalisation(layer):
+            return normalisation(layer, x, statistics)
+    if isinstance(x, Padded):
+        x = x.filled()
+    elif isinstance(x, list):
+        x = [each.filled() if isinstance(each, Padded) else each for each in x]
+    knows = "training" in inspect.signature(layer.call).parameters
+    return layer(x, training=True) if knows else layer(x)
+
+
+def plain_convolution(layer: Any) -> bool:
+    """Tell whether a Conv2D is one that `convolution` computes."""
+    return (
+        layer.data_format == "channels_last"
+        and layer.padding == "valid"
+        and layer.groups == 1
+        and layer.dilation_rate == (1, 1)
+        and layer.activation is keras.activations.linear
+    )
+
+
+def convolution(layer: Any, x: Any) -> Any:
+    """Convolve (n, h, w, c) -> (n, h', w', filters)."""
+    import tensorflow as tf
+
+    kernel = tf.convert_to_tensor(layer.kernel.value)
+    bias = tf.convert_to_tensor(layer.bias.value) if layer.use_bias else None
+    scheme = "VALID"
+    if isinstance(x, Padded):
+        around = tuple((size // 2, size // 2) for size in layer.kernel_size)
+        odd = all(size % 2 for size in layer.kernel_size)
+        if layer.strides == (1, 1) and odd and x.padding == around:
+            x, scheme = x.x, "SAME"
+        else:
+            # Not as the convolution's own explicit padding: its gradients run outside oneDNN.
+            x = x.filled()
+    if layer.kernel_size == layer.strides == (1, 1):
+        return pointwise(x, kernel, bias)
+    y = tf.nn.conv2d(x, kernel, layer.strides, scheme)
+    return y if bias is None else tf.nn.bias_add(y, bias)
+
+
+def pointwise(x: Any, kernel: Any, bias: Any) -> Any:
+    """Convolve by 1x1, (n, h, w, c) -> (n, h, w, filters), as a matrix product.
+
+    So is the gradient of the weights. That of the input stays a convolution: its matrix product
+    has a transposed right side, which oneDNN multiplies up to a third more slowly.
+    """
+    import tensorflow as tf
+
+    channels, filters = kernel.shape[2:]
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def product(x: Any, kernel: Any) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
+        shape = tf.shape(x)
+        rows = tf.reshape(x, (-1, channels))
+
+        def gradients(upstream: Any) -> tuple[Any, Any]:
+            to_x = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=shape,
+                filter=kernel,
+                out_backprop=tf.reshape(upstream, tf.concat([shape[:-1], [filters]], 0)),
+                strides=[1, 1, 1, 1],
+                padding="VALID",
+            )
+            to_kernel = tf.matmul(rows, upstream, transpose_a=True)
+            return to_x, to_kernel[None, None]
+
+        return tf.matmul(rows, kernel[0, 0]), gradients
+
+    y = product(x, kernel)
+    if bias is not None:  # in rows still: only so are the two one kernel
+        y = tf.nn.bias_add(y, bias)
+    return tf.reshape(y, tf.concat([tf.shape(x)[:-1], [filters]], 0))
+
+
+def plain_normalisation(layer: Any) -> bool:
+    """Tell whether a BatchNormalization is one that `normalisation` computes.
+
+    A frozen one is not: it uses its moving statistics in training too.
+    """
+    return (
+        layer.trainable
+        and layer.scale
+        and layer.center
+        and layer.axis in (-1, 3)
+        and not layer.synchronized
+        and not getattr(layer, "renorm", False)  # new in Keras 3.14
+        and len(layer.input.shape) == 4
+    )
+
+
+def normalisation(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
+    """Normalise (n, h, w, c) over all but the channels, and note the batch's statistics."""
+    import tensorflow as tf
+
+    y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=layer.gamma.value,
+        offset=layer.beta.value,
+        mean=tf.zeros(0),
+        variance=tf.zeros(0),
+        epsilon=layer.epsilon,
+        is_training=True,
+    )
+    # The kernel normalises by the biased variance, as Keras does, but returns the unbiased one;
+    # Keras moves towards the biased one.
+    count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+    share = 1 - layer.momentum
+    statistics.append((layer.moving_mean.value, mean, share))
+    statistics.append((layer.moving_variance.value, variance * ((count - 1) / count), share))
+    return y
+
+
+def keep_decay_off(optimiser: Any, network: Any) -> None:
+    """Keep the optimiser's weight decay off biases and normalisation: all that is a vector.
+
+    It must be called before the optimiser is built.
+    """
+    vectors = [each for each in network.trainable_variables if len(each.shape) < 2]
+    optimiser.exclude_from_weight_decay(var_list=vectors)
+
+
+def update(optimiser: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+    """Apply the gradients as `optimiser.apply` does, in fused kernels where they do the same.
+
+    Keras' order is kept: clip, decay, update, average, count.
+    """
+    import tensorflow as tf
+
+    pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
+    gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
+    if not fusable(optimiser, variables):
+        optimiser.apply(gradients, variables)
+        return
+    rate = tf.convert_to_tensor(optimiser.learning_rate, tf.float32)
+    if optimiser.global_clipnorm:
+        limit = optimiser.global_clipnorm
+        norm = tf.linalg.global_norm(gradients)
+        # A norm that is no finite number makes the weights none either, as in Keras.
+        scale = limit * tf.minimum(1 / norm, 1 / limit) + (norm - norm)
+        gradients = [gradient * scale for gradient in gradients]
+    if optimiser.weight_decay:
+        kept = 1 - rate * optimiser.weight_decay
+        for variable in variables:
+            if optimiser._use_weight_decay(variable):
+                # Assigning a product moves it into place; subtracting in place would read twice.
+                variable.value.assign(variable.value * kept)
+    kernel = sgd if type(optimiser) is keras.optimizers.SGD else adam
+    kernel(optimiser, gradients, variables, rate)
+    if optimiser.use_ema:
+        first = tf.equal(optimiser.iterations.value, 0)
+        share = tf.where(first, 1.0, 1 - optimiser.ema_momentum)
+        for variable in variables:
+            average = optimiser._model_variables_moving_average[index(optimiser, variable)].value
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=average.handle, alpha=share, delta=average - variable.value
+            )
+    optimiser.iterations.value.assign_add(1)
+
+
+def fusable(optimiser: Any, variables: Sequence[Any]) -> bool:
+    """Tell whether `update` does all that this optimiser does."""
+    kinds = (keras.optimizers.Adam, keras.optimizers.AdamW, keras.optimizers.SGD)
+    unlike = (
+        "amsgrad",
+        "clipnorm",
+        "clipvalue",
+        "gradient_accumulation_steps",
+        "ema_overwrite_frequency",
+        "loss_scale_factor",
+    )
+    return (
+        type(optimiser) in kinds
+        and not any(getattr(optimiser, name, None) for name in unlike)
+        and all(each.dtype == "float32" and each.constraint is None for each in variables)
+    )
+
+
+def index(optimiser: Any, variable: Any) -> int:
+    """Return the place of a variable among those that the optimiser was built for."""
+    return int(optimiser._get_variable_index(variable))
+
+
+def adam(optimiser: Any, gradients: Sequence[Any], variables: Sequence[Any], rate: Any) -> None:
+    """Update by Adam, a kernel for each variable (Kingma and Ba 2015, arXiv:1412.6980).
+
+    The kernel and Keras place epsilon alike, as in the paper's remark before section 2.1.
+    """
+    import tensorflow as tf
+
+    count = tf.cast(optimiser.iterations.value + 1, tf.float32)
+    powers = tf.pow(optimiser.beta_1, count), tf.pow(optimiser.beta_2, count)
+    for gradient, variable in zip(gradients, variables, strict=True):
+        place = index(optimiser, variable)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.value.handle,
+            m=optimiser._momentums[place].value.handle,
+            v=optimiser._velocities[place].value.handle,
+            beta1_power=powers[0],
+            beta2_power=powers[1],
+            lr=rate,
+            beta1=optimiser.beta_1,
+            beta2=optimiser.beta_2,
+            epsilon=optimiser.epsilon,
+            grad=gradient,
+        )
+
+
+def sgd(optimiser: Any, gradients: Sequence[Any], variables: Sequence[Any], rate: Any) -> None:
+    """Update by gradient descent, with Keras' momentum and Nesterov's where asked for."""
+    import tensorflow as tf
+
+    for gradient, variable in zip(gradients, variables, strict=True):
+        if not optimiser.momentum:
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=variable.value.handle, alpha=rate, delta=gradient
+            )
+            continue
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.value.handle,
+            accum=optimiser.momentums[index(optimiser, variable)].value.handle,
+            lr=rate,
+            grad=gradient,
+            momentum=optimiser.momentum,
+            use_nesterov=optimiser.nesterov,
+        )
+
+
+@contextmanager
+def averaged(optimiser: Any) -> Iterator[None]:
+    """Put the averaged weights in the place of the trained ones for as long as this lasts.
+
+    The optimiser must have been made with `use_ema=True`. Moving statistics of normalisation are
+    not averaged: they follow the trained weights. Works on every backend.
+    """
+    exchange(optimiser)
+    try:
+        yield
+    finally:
+        exchange(optimiser)
+
+
+def exchange(optimiser: Any) -> None:
+    """Exchange the trained weights and their averages."""
+    pairs = zip(
+        optimiser._trainable_variables, optimiser._model_variables_moving_average, strict=True
+    )
+    for variable, average in pairs:
+        trained = np.array(variable)  # a copy: a view would change with the variable
+        variable.assign(average)
+        average.assign(trained)

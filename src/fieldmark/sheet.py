@@ -1,0 +1,354 @@
+"""A check's report, written down: for a terminal, as a CSV, as one HTML page with the photos.
+
+In: a `Report`. Out: `table` returns text, `write_csv` writes a row a file, `write_html` a page that
+needs nothing beside it (`sheet.html` filled). None of them writes among the photos.
+
+    fieldmark check PHOTOS --csv photos.csv --html photos.html
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import errno
+import io
+import os
+import shutil
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files as packaged
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from fieldmark import files, images
+from fieldmark.console import meter
+from fieldmark.data import Photos
+from fieldmark.errors import FieldmarkError
+from fieldmark.findings import Case, Finding, Report, Seen, printable
+from fieldmark.formats import UnreadableImage
+from fieldmark.quality import Measures
+
+# ---- as text ------------------------------------------------------------------------------------
+
+COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+NAMED = 3  # photos that the table names for each finding
+NAMED_CLASSES = 10
+
+
+def table(report: Report, *, width: int | None = None, colour: bool | None = None) -> str:
+    """Return the report for a terminal; as wide as it is, 100 columns where there is none."""
+    terminal = sys.stdout.isatty()
+    text = io.StringIO()
+    console = Console(
+        file=text,
+        width=width or (shutil.get_terminal_size((100, 24)).columns if terminal else 100),
+        force_terminal=terminal if colour is None else colour,
+        no_color=None if colour is None else not colour,
+        highlight=False,
+        emoji=False,
+        markup=False,
+        legacy_windows=False,
+    )
+    console.print(printable(report.account))
+    console.print(report.balance)
+    for line in _interval_lines(report):
+        console.print(line)
+    if report.findings:
+        console.print()
+        console.print(_findings_table(report))
+        console.print("\nWhat to do", style="bold")
+        for part in _advice(report):
+            console.print(part)
+    console.print()
+    console.print(report.verdict)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _interval_lines(report: Report) -> list[str]:
+    """Say how sure a result can be."""
+    if not report.intervals:
+        return []
+    everything, least = report.intervals
+    held = "a fifth" if report.assumed else "the split's part"
+    lines = [f"Validating on {held}, {everything}"]
+    means = str(least) if least.photos else "no photo: nothing is said of it"
+    return [*lines, f"On the smallest class of it, {printable(least.name)}, {means}"]
+
+
+def _findings_table(report: Report) -> Table:
+    """Lay out the findings, a line each: how severe, how many, what."""
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    grid.add_column("severity", no_wrap=True)
+    grid.add_column("how many", justify="right", no_wrap=True)
+    grid.add_column("finding", overflow="fold")
+    for finding in report.findings:
+        severity = Text(finding.severity, COLOURS[finding.severity])
+        grid.add_row(severity, finding.count, finding.title)
+    return grid
+
+
+def _advice(report: Report) -> Iterator[RenderableType]:
+    """Yield what to do about each finding, and some of the photos that it is about."""
+    for finding in report.findings:
+        yield Text(f"\n{finding.title}", f"bold {COLOURS[finding.severity]}")
+        yield Padding(finding.advice, (0, 0, 0, 2))
+        for line in _examples(finding):
+            yield Padding(Text(line, "dim", overflow="fold"), (0, 0, 0, 4))
+
+
+def _examples(finding: Finding) -> list[str]:
+    """Return some lines that name photos of a finding."""
+    cases = finding.cases
+    single = not finding.grouped and not finding.about_classes
+    if single and len(cases) > NAMED:
+        shown = _one_a_reason(cases)
+    else:
+        shown = cases[: NAMED_CLASSES if finding.about_classes else NAMED]
+    lines = [_case_text(case) for case in shown]
+    more = len(cases) - len(shown)
+    # The CSV has a row a file, not a row a class.
+    where = "" if finding.about_classes else " (--csv lists all)"
+    return lines + ([f"and {more:,} more{where}"] if more else [])
+
+
+def _one_a_reason(cases: Iterable[Case]) -> Sequence[Case]:
+    """Choose `NAMED` of many single photos: one a reason, the commonest reason first."""
+    by = defaultdict[str, list[Case]](list)
+    for case in cases:
+        by[case.what].append(case)
+    alike = sorted(by.values(), key=len, reverse=True)[:NAMED]
+    return alike[0][:NAMED] if len(alike) == 1 else [of[0] for of in alike]
+
+
+def _case_text(case: Case) -> str:
+    if len(case.paths) < 2:
+        return " ".join(filter(None, (*map(printable, case.paths), case.what)))
+    names = " = ".join(printable(path) for path in case.paths[:NAMED])
+    more = len(case.paths) - NAMED
+    others = f" and {more:,} more" if more > 0 else ""
+    return names + others + (f" ({case.what})" if case.what else "")
+
+
+# ---- as CSV -------------------------------------------------------------------------------------
+
+COLUMNS = (
+    *("path", "label", "split", "findings", "why", "alike", "bytes", "sha256"),
+    *(field.name for field in (*fields(images.Facts), *fields(Measures))),
+)
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes what begins so
+
+
+def write_csv(report: Report, path: Path) -> None:
+    """Write a row a file, used or not, whole or not at all."""
+    _refuse_place(path, report)
+    with (
+        files.whole_file(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as f,
+    ):
+        writer = csv.DictWriter(f, COLUMNS)
+        writer.writeheader()
+        writer.writerows(_rows(report))
+
+
+def _rows(report: Report) -> Iterator[dict[str, object]]:
+    """Yield a row a file, in the order of the paths."""
+    kinds = defaultdict[str, list[str]](list)
+    for finding in report.findings:
+        for path in () if finding.about_classes else finding.paths:
+            kinds[path].append(finding.kind)
+    for seen in report.files:
+        measures = asdict(seen.measures) if seen.measures else {}
+        yield {
+            "path": _cell(seen.path, "./"),
+            "label": _cell(seen.label, "'"),
+            "split": seen.split,
+            "findings": ";".join(kinds[seen.path]),
+            "why": seen.why,
+            "alike": report.alike.get(seen.path, ""),
+            "bytes": seen.bytes or "",
+            "sha256": seen.sha256,
+            **(asdict(seen.facts) if seen.facts else {}),
+            **{name: f"{value:.4g}" for name, value in measures.items()},
+        }
+
+
+def _cell(name: str, before: str) -> str:
+    """Keep a spreadsheet from computing a name: `./=1` is the same path as `=1`."""
+    return before + name if name.startswith(FORMULA) else name
+
+
+# ---- as a page ----------------------------------------------------------------------------------
+
+SHOWN = 60  # photos of a finding that the page shows
+SHOWN_OF_A_NOTE = 12
+PICTURES = 400  # thumbnails in all: about 3 MB
+THUMBNAIL = images.ImageSpec(size=160, mode="pad", interpolation="bilinear", scaling="0..255")
+BARS = 40  # classes in the page's chart
+
+
+def write_html(report: Report, path: Path) -> None:
+    """Write one page with everything in it, whole or not at all."""
+    _refuse_place(path, report)
+    page = _page(report)
+    with files.whole_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
+
+
+def _page(report: Report) -> str:
+    """Fill the template."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["printable"] = printable
+    template = packaged("fieldmark").joinpath("sheet.html").read_text(encoding="utf-8")
+    sizes = report.sizes
+    return environment.from_string(template).render(
+        report=report,
+        counts=Counter(finding.severity for finding in report.findings),
+        intervals=_interval_lines(report),
+        sections=_sections(report),
+        sizes=sorted(sizes.items(), key=lambda size: (-size[1], size[0]))[:BARS],
+        most=max(sizes.values(), default=0) or 1,
+        more_classes=max(0, len(sizes) - BARS),
+    )
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """A photo in the sheet."""
+
+    path: str
+    seen: Seen | None  # none: it is a class, or a file that is gone
+    picture: str  # a data URI, or empty
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A case in the sheet; `hidden` of its photos are left out."""
+
+    what: str
+    photos: tuple[_Photo, ...]
+    hidden: int
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A finding in the sheet, as far as there is room."""
+
+    finding: Finding
+    cases: tuple[_Shown, ...]
+
+    @property
+    def shown(self) -> int:
+        """How many photos, or classes, of the finding are shown."""
+        return len({photo.path for case in self.cases for photo in case.photos})
+
+    @property
+    def pictured(self) -> bool:
+        """Whether there is anything to look at; else the names alone make a list."""
+        return any(photo.picture for case in self.cases for photo in case.photos)
+
+
+def _sections(report: Report) -> list[_Section]:
+    """Choose what of each finding is shown, each photo with its thumbnail."""
+    by_path = {seen.path: seen for seen in report.files}
+    pictures: dict[str, str] = {}
+
+    def photo(path: str, finding: Finding) -> _Photo:
+        seen = None if finding.about_classes else by_path.get(path)
+        if not seen:
+            return _Photo(path, None, "")
+        if path not in pictures:
+            pictures[path] = _thumbnail(report.folder / path) if seen.kind == "used" else ""
+        return _Photo(path, seen, pictures[path])
+
+    rooms = _rooms(report.findings)
+    sections = []
+    with meter("Making thumbnails", sum(rooms)) as shown:
+        for finding, room in zip(report.findings, rooms, strict=True):
+            cases = []
+            left = room
+            for case in finding.cases[: room or 1]:
+                paths = case.paths[: max(left, 0)]
+                left -= len(paths)
+                if not paths and case.paths:
+                    break
+                photos = tuple(photo(path, finding) for path in paths)
+                cases.append(_Shown(case.what, photos, len(case.paths) - len(paths)))
+                shown.advance(len(paths))
+            sections.append(_Section(finding, tuple(cases)))
+    return sections
+
+
+def _rooms(findings: Iterable[Finding]) -> list[int]:
+    """Share the thumbnails out; the first findings, which are the most severe, come first."""
+    rooms, left = list[int](), PICTURES
+    for finding in findings:
+        most = SHOWN_OF_A_NOTE if finding.severity == "note" else SHOWN
+        rooms.append(min(len(finding.paths), most, left))
+        left -= rooms[-1]
+    return rooms
+
+
+def _thumbnail(path: Path) -> str:
+    """Return a photo as a small JPEG in a data URI; empty where it cannot be read any more."""
+    try:
+        square, shape = images.read_with_shape(path.read_bytes(), THUMBNAIL)
+    except (UnreadableImage, OSError):
+        return ""
+    # The padding beside the photo goes.
+    side = THUMBNAIL.size
+    height, width = (max(1, round(side * length / max(shape))) for length in shape)
+    top, left = (side - height) // 2, (side - width) // 2
+    file = io.BytesIO()
+    photo = Image.fromarray(square[top : top + height, left : left + width])
+    photo.save(file, "JPEG", quality=72)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+# ---- where it may be written --------------------------------------------------------------------
+
+
+def refuse_places(
+    places: Sequence[Path],
+    source: Path,
+    photos: Photos,
+    split: str | os.PathLike[str] | None = None,
+) -> None:
+    """Raise for a place that cannot be written to; what reads for long asks before it does."""
+    paths = [*photos.paths, *(each.path for each in photos.left_out)]
+    for path in places:
+        _refuse_among(path, source, photos.folder, paths)
+        if split is not None and path.resolve() == Path(split).resolve():
+            raise FieldmarkError(f"{path} is the split itself: name another file.")
+        with files.writing(path):
+            if not path.parent.is_dir():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    if len({path.resolve() for path in places}) < len(places):
+        raise FieldmarkError(f"{places[0]} cannot be both the CSV and the sheet: name two files.")
+
+
+def _refuse_place(path: Path, report: Report) -> None:
+    _refuse_among(path, report.source, report.folder, (seen.path for seen in report.files))
+
+
+def _refuse_among(path: Path, source: Path, folder: Path, photos: Iterable[str]) -> None:
+    """Raise where a file would lie in the folder of photos, or be written over one of them."""
+    place = path.resolve()
+    if source.is_dir() and place.is_relative_to(folder.resolve()):
+        raise FieldmarkError(
+            f"{path} lies among the photos, which are only read: name a file outside of {source}."
+        )
+    if place == source.resolve() or any(place == (folder / name).resolve() for name in photos):
+        raise FieldmarkError(f"{path} is one of the files that are checked: name another file.")
