@@ -738,6 +738,8 @@ MAY = {
     "augment": {"resize"},
     # It keeps a kilobyte of each, read as numbers.
     "duplicates": {"frombuffer"},
+    # A field of the recipe is called so.
+    "feed": {"resize"},
 }
 
 
