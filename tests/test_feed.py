@@ -99,7 +99,7 @@ def test_a_split_is_handed_on_and_what_has_changed_is_said(
 
 
 def test_validation_sees_what_images_reads_bit_for_bit(birds: Path) -> None:
-    recipe = TINY.changed(resize="crop")
+    recipe = TINY.changed(square="crop")
     listed = list_photos(birds)
     training, validation = feed.batches_of(recipe, listed, feed.placed(recipe, listed))
     records = [row for row in feed.placed(recipe, listed) if row.split == "validation"]

@@ -724,7 +724,7 @@ def test_a_large_jpeg_read_at_reduced_scale_is_nearly_the_same(mode: str) -> Non
 READERS = {
     "decode_image", "decode_jpeg", "decode_png", "decode_bmp", "decode_gif", "decode_webp",
     "image_dataset_from_directory", "imdecode", "imread", "load_img", "resize", "smart_resize",
-    "thumbnail", "frombuffer", "Image.open", "ImageFile.Parser", "cv2", "imageio", "skimage",
+    "thumbnail", "Image.frombuffer", "Image.frombytes", "Image.open", "ImageFile.Parser", "cv2", "imageio", "skimage",
     "tf.image", "ops.image", "torchvision", "pillow_heif",
 }  # fmt: skip
 MAY = {
@@ -736,10 +736,6 @@ MAY = {
     "scenery": {"resize"},
     # It crops and resizes what `images` has read, anew in each epoch.
     "augment": {"resize"},
-    # It keeps a kilobyte of each, read as numbers.
-    "duplicates": {"frombuffer"},
-    # A field of the recipe is called so.
-    "feed": {"resize"},
 }
 
 

@@ -16,7 +16,7 @@ def test_the_article_is_as_published() -> None:
         "network": "article",
         "pipeline": "article",
         "image_size": 224,
-        "resize": "squash",
+        "square": "squash",
         "batch_size": 8,
         "epochs": 10,
         "learning_rate": 0.001,

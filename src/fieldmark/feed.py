@@ -32,7 +32,7 @@ from fieldmark.split import Record
 
 # What the article's pipeline has no choice in.
 NOT_THE_ARTICLES = (
-    *("resize", "split", "test_split", "group_by", "augment", "mixup", "cutmix", "balance"),
+    *("square", "split", "test_split", "group_by", "augment", "mixup", "cutmix", "balance"),
 )
 
 
@@ -62,7 +62,7 @@ def specification(recipe: Recipe) -> ImageSpec:
     """Return what a photo becomes for the recipe's network outside of training."""
     return ImageSpec(
         size=recipe.image_size,
-        mode=recipe.resize,
+        mode=recipe.square,
         interpolation="bilinear",
         scaling=SCALING[recipe.network],
     )

@@ -37,7 +37,7 @@ class Recipe(BaseModel):
         description="Side of the square that a photo is resized to, in pixels. "
         "The article's 224 is ImageNet's custom; the time of a step grows with the square.",
     )
-    resize: Literal["squash", "crop", "pad"] = Field(
+    square: Literal["squash", "crop", "pad"] = Field(
         "squash",
         description="How a photo becomes a square: its sides stretched, as the article does, "
         "its middle, or the whole of it with grey beside.",
