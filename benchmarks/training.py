@@ -62,7 +62,7 @@ def measure(recipe: Recipe, photos: Path, folder: Path | None) -> tuple[float, f
                 specification=specification(recipe),
                 records=(),
             )
-            callbacks = [train.Record(kept), train.Progress(shown, recipe.epochs), clock]
+            callbacks = [train.Logger(kept), train.Progress(shown, recipe.epochs), clock]
         network.fit(
             training,
             validation_data=validation,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fieldmark import cli, draw, feed, network, species
+from fieldmark import cli, draw, network, species, train
 from fieldmark.recipe import SMALL
 
 DOCS = Path(__file__).parent
@@ -38,7 +38,7 @@ def main() -> None:
     with Image.open(demo / "run" / "figures" / "predictions.png") as figure:
         figure.convert("RGB").resize((1000, 500)).save(PICTURES / "predictions.jpg", quality=86)
     sheet = demo / "preview.png"
-    feed.sheet(SMALL.changed(augment=0.5, mixup=0.2, cutmix=1.0), demo / "birds", sheet)
+    train.preview_only(SMALL.changed(augment=0.5, mixup=0.2, cutmix=1.0), demo / "birds", sheet)
     with Image.open(sheet) as figure:
         figure.convert("RGB").resize((1000, 900)).save(PICTURES / "preview.jpg", quality=84)
     for name in ("article", "resnet50v2"):

@@ -523,7 +523,7 @@ def test_what_is_larger_than_the_limit_is_refused_before_anything_is_removed(
     assert names(place) == [old.name]
 
 
-@pytest.mark.parametrize("text", ["much", "nan", "inf", "1e999"])
+@pytest.mark.parametrize("text", ["much", "nan", "inf", "1e999", "-1"])
 def test_a_limit_that_is_no_number_is_refused(
     text: str, photos: list[Item], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fieldmark import draw, run, split
 from fieldmark.check import check, quick
 from fieldmark.data import list_photos
 from fieldmark.errors import FieldmarkError
-from fieldmark.findings import Finding, Report
+from fieldmark.findings import KINDS, Case, Finding, Report
 from fieldmark.images import ImageSpec
 from fieldmark.recipe import SMALL
 
@@ -144,6 +145,25 @@ def test_broken_files_are_found_with_their_reasons(birds: Path) -> None:
     assert "4 unreadable" in report.account
 
 
+def test_a_pipe_in_a_photo_s_place_is_not_waited_for(birds: Path) -> None:
+    photos = list_photos(birds)
+    (birds / A / "0000.jpg").unlink()
+    os.mkfifo(birds / A / "0000.jpg")
+    with pytest.raises(FieldmarkError, match=r"0000\.jpg: is a pipe"):
+        quick(photos)
+
+
+def test_a_name_without_an_extension_says_no_format(birds: Path) -> None:
+    (birds / A / "0000.jpg").rename(birds / A / "bare")
+    (birds / A / "0001.jpg").rename(birds / A / "called.png")
+    (birds / A / "0002.jpg").rename(birds / A / "called.dat")
+    report = check(birds)
+    assert {case.paths[0]: case.what for case in finding(report, "misnamed").cases} == {
+        f"{A}/called.png": "says PNG and is JPEG",
+        f"{A}/called.dat": "says .dat and is JPEG",
+    }
+
+
 def test_a_file_larger_than_any_photo_is_not_read(birds: Path) -> None:
     with (birds / A / "huge.jpg").open("wb") as file:
         file.write(b"\xff\xd8\xff")
@@ -187,6 +207,30 @@ def test_the_sizes_of_classes_are_looked_at(birds: Path) -> None:
     assert found(report, "unbalanced") == {A}
     assert found(report, "few") == {B, C, D}
     assert report.verdict.startswith(f"{birds} is not ready for training: 1 error and 2 warnings")
+
+
+def test_classes_that_cannot_be_trained_on_are_errors(birds: Path, tmp_path: Path) -> None:
+    for path in (birds / A).iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    report = check(birds)
+    assert found(report, "unread") == {A}
+    assert not found(report, "lonely")
+    shutil.copytree(birds, tmp_path / "parted" / "train")
+    shutil.copytree(birds, tmp_path / "parted" / "val")
+    shutil.rmtree(tmp_path / "parted" / "train" / B)
+    report = check(tmp_path / "parted")
+    assert finding(report, "untaught").cases[0].paths == (B,)
+    assert finding(report, "untaught").cases[0].what == "has 10 photos, none to train on"
+    assert finding(report, "untaught").severity == "error"
+    assert "another file" not in finding(report, "untaught").advice
+    made = [
+        replace(record, split="validation") if record.label == C else record
+        for record in records(birds)
+    ]
+    split.write(tmp_path / "split.csv", made)
+    report = check(birds, split=tmp_path / "split.csv")
+    assert found(report, "untaught") == {C}
+    assert "another file" in finding(report, "untaught").advice
 
 
 def test_names_that_some_systems_take_for_one(birds: Path) -> None:
@@ -268,6 +312,98 @@ def test_leaks_are_found_by_folders(birds: Path, tmp_path: Path) -> None:
     assert not found(report, "duplicates")
 
 
+def test_a_leak_is_found_after_renaming(birds: Path, tmp_path: Path) -> None:
+    turn = Image.Transpose.FLIP_LEFT_RIGHT
+    shutil.copy(birds / A / "0000.jpg", birds / A / "copy.jpg")
+    edited(birds / B / "0001.jpg", birds / B / "mirror.jpg", lambda im: im.transpose(turn))
+    split.write(tmp_path / "split.csv", records(birds, copy="validation", mirror="test"))
+    (birds / A / "copy.jpg").rename(birds / A / "again.jpg")
+    shutil.copy(birds / B / "mirror.jpg", birds / B / "third.jpg")  # it is not in the split
+    (birds / B).rename(birds / "renamed")
+    report = check(birds, split=tmp_path / "split.csv")
+    groups = {frozenset(case.paths) for case in finding(report, "leak").cases}
+    assert groups == {
+        frozenset({f"{A}/0000.jpg", f"{A}/again.jpg"}),
+        frozenset(f"renamed/{name}.jpg" for name in ("0001", "mirror", "third")),
+    }
+    sides = {seen.path: seen.split for seen in report.files}
+    assert sides["renamed/third.jpg"] == "test"
+    assert report.intervals[0].photos == 1
+    assert not report.assumed
+
+
+def test_an_altered_photo_stays_on_its_side_and_a_new_one_has_none(
+    birds: Path, tmp_path: Path
+) -> None:
+    split.write(tmp_path / "split.csv", records(birds, **{"0009": "validation"}))
+    edited(birds / A / "0009.jpg", birds / A / "0009.jpg", lambda im: im.rotate(180))
+    edited(birds / A / "0001.jpg", birds / A / "new.jpg", lambda im: im.rotate(90))
+    (birds / B / "0009.jpg").write_bytes(b"\xff\xd8\xff")
+    sides = {seen.path: seen.split for seen in check(birds, split=tmp_path / "split.csv").files}
+    assert sides[f"{A}/0009.jpg"] == "validation"
+    assert sides[f"{B}/0009.jpg"] == "validation"  # it cannot be read
+    assert sides[f"{A}/new.jpg"] == ""
+
+
+def test_groups_on_two_sides_are_leaks(birds: Path, tmp_path: Path) -> None:
+    rows = [
+        f"birds/{A}/000{i}.jpg,bee,{'val' if i > 3 else 'train'},nest {i % 4}" for i in range(5)
+    ]
+    rows += [f"birds/{B}/000{i}.jpg,wasp,train," for i in range(5)]
+    listing = tmp_path / "list.csv"
+    listing.write_text("path,label,split,group\n" + "\n".join(rows), encoding="utf-8")
+    (case,) = finding(check(listing), "leak").cases
+    assert case == Case((f"birds/{A}/0000.jpg", f"birds/{A}/0004.jpg"), "the same group, nest 0")
+    # Copies that are called a group are one leak, not two.
+    shutil.copy(birds / A / "0000.jpg", birds / A / "copy.jpg")
+    groups = {"0000": "alike", "copy": "alike", "0001": "nest", "0002": "nest"}
+    made = [
+        replace(record, group=record.label + groups.get(Path(record.path).stem, record.path))
+        for record in records(birds, copy="test", **{"0002": "validation"})
+    ]
+    split.write(tmp_path / "split.csv", made)
+    report = check(birds, split=tmp_path / "split.csv")
+    whats = sorted(case.what for case in finding(report, "leak").cases)
+    assert whats == ["the same bytes", *(f"the same group, {name}nest" for name in (A, B, C, D))]
+    assert "another file" in finding(report, "leak").advice
+
+
+def test_the_first_paths_of_a_case_are_of_different_classes_and_sides(
+    birds: Path, tmp_path: Path
+) -> None:
+    for i in range(4):
+        shutil.copy(birds / A / "0000.jpg", birds / A / f"copy {i}.jpg")
+    shutil.copy(birds / A / "0000.jpg", birds / D / "copy 3.jpg")
+    held = {"copy 3": "validation"}
+    split.write(tmp_path / "split.csv", records(birds, **held))
+    report = check(birds, split=tmp_path / "split.csv")
+    conflict, leak = (finding(report, kind).cases[0].paths for kind in ("conflict", "leak"))
+    assert conflict[:2] == (f"{A}/0000.jpg", f"{D}/copy 3.jpg")
+    assert leak[:2] == (f"{A}/0000.jpg", f"{A}/copy 3.jpg")
+    assert len(conflict) == len(leak) == 6
+
+
+def test_validation_is_cut_from_training_where_only_a_test_is_given(
+    birds: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(birds, tmp_path / "parted" / "train")
+    (tmp_path / "parted" / "test").mkdir()
+    for name in (A, B, C, D):
+        of = tmp_path / "parted" / "test" / name
+        shutil.copytree(birds / name, of)
+        for path in of.iterdir():
+            edited(path, path, lambda im: im.rotate(90))
+    for path in sorted((tmp_path / "parted" / "train" / A).iterdir())[2:]:
+        path.unlink()
+    report = check(tmp_path / "parted")
+    assert report.assumed
+    least, everything = report.intervals[1], report.intervals[0]
+    assert (least.name, least.photos, everything.photos) == (A, 1, 7)
+    whats = {case.paths[0]: case.what for case in finding(report, "few").cases}
+    assert whats[A] == "has 1 to validate on"
+    assert "take the copies away" in KINDS["leak"].advice.lower()
+
+
 def test_a_split_is_taken_from_a_run(birds: Path, tmp_path: Path) -> None:
     made = run.create(
         tmp_path / "run",
@@ -318,6 +454,11 @@ def test_every_file_is_accounted_for(
     try:
         report = check(folder)
     except FieldmarkError:
+        aside = (".secret/", "__MACOSX/")
+        if any(
+            place not in aside and name in ("a.jpg", "b.png", "ü ñ.jpg") for place, name in there
+        ):
+            raise
         return  # there is no photo at all
     on_disk = {
         (Path(root) / name).relative_to(folder).as_posix()
@@ -328,6 +469,25 @@ def test_every_file_is_accounted_for(
     assert len(report.files) == len(on_disk)
     counts = re.findall(r"(\d+) (?:used|unreadable|skipped|hidden)", report.account)
     assert sum(map(int, counts)) == len(on_disk)
+
+
+def test_names_that_no_csv_can_hold_are_all_named(birds: Path) -> None:
+    for name in ("line\nbreak.jpg", os.fsdecode(b"latin \xe4.jpg")):
+        (birds / A / "0000.jpg").rename(birds / A / name)
+        shutil.copy(birds / A / "0001.jpg", birds / A / "0000.jpg")
+    report = check(birds)
+    assert found(report, "unwritable") == {f"{A}/line\nbreak.jpg", f"{A}/latin \udce4.jpg"}
+    assert not any(each.kind == "untrainable" for each in report.findings)
+
+
+def test_links_to_folders_count_what_lies_behind_them(birds: Path, tmp_path: Path) -> None:
+    (birds / A).rename(tmp_path / "elsewhere")
+    (birds / A).symlink_to(tmp_path / "elsewhere")
+    (birds / A / "notes.txt").write_text("no photo")
+    report = check(birds)
+    assert report.account == "41 files: 40 used, 1 skipped; 10 by symbolic links"
+    with pytest.raises(FieldmarkError, match="among the photos"):
+        check(birds, outputs=[tmp_path / "elsewhere" / "a.csv"])
 
 
 def test_links_are_followed_and_said(birds: Path) -> None:
@@ -358,8 +518,14 @@ def test_a_csv_of_photos_is_checked(birds: Path, tmp_path: Path) -> None:
     report = check(listing)
     assert report.sizes == {"bee": 6, "wasp": 5}
     assert len(finding(report, "leak").cases) == 1
-    with pytest.raises(FieldmarkError, match="one of the files"):
-        check(listing, outputs=[listing])
+    shutil.copy(birds / A / "0000.jpg", tmp_path / "beside.jpg")
+    with listing.open("a", encoding="utf-8") as file:
+        file.write("\nbeside.jpg,bee,train\n")
+    for place in (listing, tmp_path / "beside.jpg"):
+        with pytest.raises(FieldmarkError, match="one of the files"):
+            check(listing, outputs=[place])
+    with pytest.raises(FieldmarkError, match="among the photos"):
+        check(listing, outputs=[birds / B / "a.csv"])
 
 
 # ---- what `train` begins with -------------------------------------------------------------------

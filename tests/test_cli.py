@@ -66,7 +66,8 @@ def test_a_recipe_file_and_flags_make_the_run(
     done = fieldmark("train", birds, *flags)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
-    assert json.loads((run / "recipe.json").read_text()) == {**TINY.model_dump(), "epochs": 1}
+    resolved = {**TINY.resolved().model_dump(), "epochs": 1}
+    assert json.loads((run / "recipe.json").read_text()) == resolved
     printed = done.stdout
     in_order = (
         "Devices: ",
@@ -122,17 +123,17 @@ MISTAKES = {
     "check missing": "There is no folder missing",
     "check empty": "empty is empty",
     "check BIRDS --csv empty": "empty is a folder",
-    "check BIRDS --html BIRDS/x.html": "lies among the photos, which are only read",
+    "check BIRDS --html BIRDS/x.html": "which are only read: name a place elsewhere",
     "check BIRDS --split nowhere.csv": "There is no split nowhere.csv",
     "split BIRDS": "--out requires an argument",
     "split missing --out s.csv": "There is no folder missing",
     "split one --out s.csv": "No photo in one can be read:",
     "split broken --out s.csv": "broken/ant/0.jpg: is empty",
-    "split BIRDS --out BIRDS/s.csv": "lies among the photos, which are only read",
+    "split BIRDS --out BIRDS/s.csv": "which are only read: name a place elsewhere",
     "split BIRDS --out s.csv --test 0.9": "leave no photos to train on",
     "split BIRDS --out s.csv --group-by (": "is not a regular expression",
     "split BIRDS --out s.csv --article --test 0.1": "has neither test photos nor groups",
-    "split BIRDS --out file": "file has no columns",
+    "split BIRDS --out file": "file exists and is no split",
     "train BIRDS --out run --epoch 3": "Unknown option: --epoch. Did you mean --epochs?",
     "trian BIRDS": 'Unknown command "trian". Did you mean "train"?',
     "recipe best": "There is no recipe 'best'",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
 import tempfile
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fieldmark.check import quick
 from fieldmark.data import (
     LeftOut,
     Photos,
@@ -23,8 +27,10 @@ from fieldmark.data import (
     audit,
     left_out,
     list_article,
+    list_loose,
     list_photos,
     nested,
+    reserved,
     sha256s,
 )
 from fieldmark.errors import FieldmarkError
@@ -107,7 +113,7 @@ def test_a_folder_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert "There is no folder" in reason(tmp_path / "none")
-    assert "cannot be read as a folder (Not a directory)" in reason(photo(tmp_path / "file.png"))
+    assert "Keras' split read folders only: add --pipeline" in reason(photo(tmp_path / "file.png"))
     folder = tmp_path / "photos"
     folder.mkdir()
     assert "is empty" in reason(folder)
@@ -130,6 +136,7 @@ def test_a_folder_that_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
     (folder / "cow" / "1\n2.png").unlink()
     photo(folder / "cow" / "1.png")
     assert len(list_article(folder)) == 3
+    assert "cannot be read (File name too long): check the path" in reason(tmp_path / ("x" * 300))
 
 
 def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
@@ -142,8 +149,47 @@ def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
 def test_a_pipe_is_no_photo(tmp_path: Path) -> None:
     two_classes(tmp_path)
     os.mkfifo(tmp_path / "ant" / "pipe.jpg")
+    photos = list_article(tmp_path)
+    assert len(photos) == 4
+    assert photos.left_out == (LeftOut("ant/pipe.jpg", "unreadable", "is a pipe"),)
     with pytest.raises(FieldmarkError, match=r"pipe\.jpg: is a pipe"):
-        audit(list_article(tmp_path), lambda content: None)
+        audit(photos, lambda content: None)  # Keras would open it
+    (tmp_path / "bee" / "2.png").unlink()
+    os.mkfifo(tmp_path / "bee" / "2.png")  # in the meantime
+    for look in (sha256s, lambda photos: audit(photos, lambda content: None)):
+        with pytest.raises(FieldmarkError, match=r"bee/2\.png: is a pipe"):
+            look(photos)
+
+
+def test_a_split_into_folders_is_none_for_keras(tmp_path: Path) -> None:
+    for part in ("val", "TRAIN", "test"):
+        two_classes(tmp_path / part)
+    with pytest.raises(FieldmarkError) as caught:
+        list_article(tmp_path)
+    assert str(caught.value) == (
+        f"In {tmp_path} the folders TRAIN, val and test would be taken for classes: "
+        "add --pipeline batches --split stratified."
+    )
+    (tmp_path / "TRAIN").rename(tmp_path / "trains")
+    assert list_article(tmp_path).classes == ("test", "trains", "val")
+
+
+def test_nothing_may_be_written_where_photos_lie(tmp_path: Path) -> None:
+    root, outside = tmp_path / "photos", tmp_path / "outside"
+    two_classes(root)
+    photo(outside / "cows" / "1.png")
+    photo(outside / "3.png")
+    (root / "cow").symlink_to(outside / "cows")
+    (root / "ant" / "3.png").symlink_to(outside / "3.png")
+    expected = (outside / "3.png", outside / "cows", root)
+    (tmp_path / "link").symlink_to(root)
+    for source in (root, tmp_path / "link"):
+        assert reserved(list_photos(source), source) == expected
+        assert reserved(list_article(source), source) == expected
+    rows = "path,label\nphotos/ant/1.png,a\nphotos/cow/1.png,b\nloose.png,b\n"
+    photo(tmp_path / "loose.png")
+    labels = table(tmp_path, rows)
+    assert reserved(list_photos(labels), labels) == (outside / "cows", root / "ant")
 
 
 def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
@@ -156,6 +202,35 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
             list_article(tmp_path)
     finally:
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("way", ["listed", "entered"])
+def test_a_folder_without_rights_is_accounted_for(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_classes(tmp_path)
+    photo(tmp_path / "bee" / "shut" / "3.png")
+
+    def closed(real: Callable[..., Any]) -> Callable[..., Any]:
+        def called(path: object, **values: Any) -> Any:
+            if Path(str(path)) == tmp_path / "bee" / "shut":
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, **values)
+
+        return called
+
+    if way == "listed":
+        monkeypatch.setattr(os, "scandir", closed(os.scandir))
+    else:
+        monkeypatch.setattr(Path, "stat", closed(Path.stat))
+    photos = list_photos(tmp_path)
+    assert len(photos) == 4
+    shut = LeftOut("bee/shut/", "unreadable", "cannot be opened (Permission denied)")
+    assert photos.left_out == (shut,)
+    assert left_out(photos) == "1 x closed folder"
+    assert list_loose(tmp_path).left_out == (shut,)
+    with pytest.raises(FieldmarkError, match="shut: cannot be opened"):
+        quick(photos)
 
 
 # ---- every file, by its content ------------------------------------------------------------------
@@ -431,6 +506,14 @@ def test_a_folder_without_two_classes_is_refused(tmp_path: Path) -> None:
     assert len(list_photos(root)) == 2
     (root / "bee" / os.fsdecode(b"\xff.jpg")).write_bytes(JPEG)
     assert "is not UTF-8" in reason(root)
+    put(root / "two\nlines" / "1.jpg")
+    put(root / "two\nlines" / "2.jpg")
+    assert reason(root).splitlines() == [
+        f"2 names in {root} hold line breaks or are not UTF-8: rename them:",
+        "  'two\\nlines'",
+        "  'bee/\\udcff.jpg'",
+    ]
+    assert "cannot be read (File name too long): check the path" in reason(tmp_path / ("x" * 300))
     for name in ("train/1.jpg", "val/2.jpg"):
         put(tmp_path / "unsorted" / name)
     assert "lie in no class folders: sort them" in reason(tmp_path / "unsorted")
@@ -496,12 +579,42 @@ def test_what_a_csv_names_and_is_no_photo_is_left_out(tmp_path: Path) -> None:
     photos = list_photos(path)
     assert photos.paths == ("ant/1.png", "bee/1.png")
     assert photos.left_out == (LeftOut("bad.jpg", "unreadable", "is empty"),)
+    put(tmp_path / "notes.txt", b"text")
+    os.mkfifo(tmp_path / "pipe")
+    rows = "ant/1.png,a\nbee/1.png,b\nnotes.txt,a\npipe,b\n"
+    listed = list_photos(table(tmp_path, "path,label\n" + rows))
+    assert reasons(listed) == {
+        "notes.txt": ("unreadable", "is no photo (.txt)"),
+        "pipe": ("unreadable", "is a pipe"),
+    }
+    with pytest.raises(FieldmarkError, match=r"notes\.txt: is no photo"):
+        quick(listed)
     assert (photos.given, photos.groups) == ((), ())
+
+
+def test_a_photo_named_in_two_ways_is_one(tmp_path: Path) -> None:
+    two_classes(tmp_path)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "deep").symlink_to(tmp_path / "ant")
+    rows = [
+        *("ant/../bee/1.png,b", "./bee/1.png,b", f"{tmp_path}/bee/1.png,b", "bee//1.png,b"),
+        *("lists/deep/../bee/2.png,b", "ant/1.png,a", "lists/deep/1.png,a"),
+    ]
+    photos = list_photos(table(tmp_path, "\n".join(["path,label", *rows])))
+    # To go up from where a link leads is not to go back.
+    assert photos.paths == ("ant/1.png", "bee/1.png", "lists/deep/../bee/2.png")
+    with pytest.raises(FieldmarkError, match=r"lines 2 and 3: bee/1\.png has the label 'b', then"):
+        list_photos(table(tmp_path, "path,label\nant/../bee/1.png,b\nbee/1.png,a\n"))
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        (
+            "path,label\nhttps://a.org/1.jpg,a\nno.png,a\n",
+            "line 2: https://a.org/1.jpg is a web address: fetch the photo first",
+        ),
+        ("path,label\nbad.png,a\n", "bad.png: is empty"),
         ("file,label\n", "has no columns path and label in its first line ('file,label')"),
         ("path,label\n", "names no photo"),
         ("path,label\nant/1.png,a\nbee/1.png,\n", "line 3: bee/1.png has no label"),
@@ -517,6 +630,7 @@ def test_what_a_csv_names_and_is_no_photo_is_left_out(tmp_path: Path) -> None:
 )
 def test_a_csv_that_is_wrong_is_refused(text: str, reason: str, tmp_path: Path) -> None:
     two_classes(tmp_path)
+    put(tmp_path / "bad.png", b"")
     path = table(tmp_path, text)
     with pytest.raises(FieldmarkError) as caught:
         list_photos(path)

@@ -115,3 +115,12 @@ def test_what_is_kept_lies_where_it_is_told(
             monkeypatch.setenv("FIELDMARK_CACHE", none)
         assert cache_folder().is_absolute()
         assert "fieldmark" in cache_folder().parts
+
+
+def test_a_device_and_a_pipe_are_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (pipe, Path(os.devnull)):
+        with pytest.raises(FieldmarkError, match="is a device or a pipe"), whole_file(place):
+            pass
+        assert not place.is_file()

@@ -18,6 +18,7 @@ from fieldmark.findings import (
     Seen,
     many,
     printable,
+    straight,
     wilson,
 )
 
@@ -115,3 +116,15 @@ def test_words_for_people() -> None:
     assert many(1, "photo") == "1 photo"
     assert many(2000, "class", "classes") == "2,000 classes"
     assert printable("red \x1b[31m ü") == "red \\x1b[31m ü"
+
+
+def test_signs_that_join_stay_and_signs_that_turn_are_escaped() -> None:
+    persian, family = (
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\U0001f468\u200d\U0001f469",
+    )
+    for name in (persian, family, "ü", "naïve.jpg"):
+        assert printable(name) == straight(name) == name
+    for sign in "\u202a\u202e\u2066\u2069":
+        escaped = f"a\\u{ord(sign):04x}gpj.exe"
+        assert printable(f"a{sign}gpj.exe") == straight(f"a{sign}gpj.exe") == escaped

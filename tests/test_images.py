@@ -724,8 +724,8 @@ def test_a_large_jpeg_read_at_reduced_scale_is_nearly_the_same(mode: str) -> Non
 READERS = {
     "decode_image", "decode_jpeg", "decode_png", "decode_bmp", "decode_gif", "decode_webp",
     "image_dataset_from_directory", "imdecode", "imread", "load_img", "resize", "smart_resize",
-    "thumbnail", "Image.frombuffer", "Image.frombytes", "Image.open", "ImageFile.Parser", "cv2", "imageio", "skimage",
-    "tf.image", "ops.image", "torchvision", "pillow_heif",
+    "thumbnail", "Image.frombuffer", "Image.frombytes", "Image.open", "ImageFile.Parser", "cv2",
+    "imageio", "skimage", "tf.image", "ops.image", "torchvision", "pillow_heif",
 }  # fmt: skip
 MAY = {
     # It reproduces the article, whose photos come through Keras' own reader.

@@ -20,7 +20,7 @@ def test_the_article_is_as_published() -> None:
         "batch_size": 8,
         "epochs": 10,
         "learning_rate": 0.001,
-        "split": "article",
+        "split": "auto",
         "validation_split": 0.2,
         "test_split": 0.0,
         "group_by": "",

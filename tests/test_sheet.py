@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import hashlib
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from fieldmark import sheet
+from fieldmark import sheet, split
 from fieldmark.check import check
-from fieldmark.data import list_photos
+from fieldmark.data import list_photos, sha256s
 from fieldmark.errors import FieldmarkError
-from fieldmark.findings import Case, Finding
+from fieldmark.findings import Case, Finding, Report, Seen
+from fieldmark.images import Facts
 from fieldmark.sheet import refuse_places, table, write_csv, write_html
 
 A, B, C, D = "Bananaquit", "Black Skimmer", "Black-throated Bushtit", "Cockatoo"
@@ -51,10 +53,19 @@ def test_the_table_fits_and_says_what_to_do(photos: Path) -> None:
 def test_names_do_nothing_to_the_terminal(photos: Path) -> None:
     (photos / A / "red \x1b[31m.jpg").write_bytes(b"")
     (photos / A / "[bold]markup.jpg").write_bytes(b"")
-    text = table(check(photos), colour=False)
+    (photos / ".hid\x1b[31m").mkdir()
+    (photos / ".hid\x1b[31m" / "a.txt").write_text("no photo")
+    report = check(photos)
+    text = table(report, colour=False)
     assert "\x1b" not in text
     assert "red \\x1b[31m.jpg" in text
     assert "[bold]markup.jpg" in text
+    assert "the hidden folder .hid\\x1b[31m" in text
+    # A group's name, or a profile's.
+    cases = (Case(("a", "b"), "the same group, \x1b[31m"), Case(("c",), "has \u202e"))
+    odd = replace(report, findings=(Finding("leak", cases),))
+    for written in (table(odd, colour=False), sheet._page(odd)):
+        assert not {"\x1b", "\u202e"} & {*written}
 
 
 @pytest.mark.parametrize(
@@ -105,6 +116,46 @@ def test_the_csv_has_a_row_a_file(photos: Path, tmp_path: Path) -> None:
     assert (first["width"], first["height"], first["format"]) == ("32", "32", "JPEG")
     assert first["sha256"] == hashlib.sha256((photos / A / "0000.jpg").read_bytes()).hexdigest()
     assert 0 < float(first["sharpness"]) <= 1
+
+
+def test_the_csv_has_a_row_for_what_is_gone_or_empty(photos: Path, tmp_path: Path) -> None:
+    listed = list_photos(photos)
+    split.write(tmp_path / "split.csv", split.article(
+        listed, sha256s(listed), validation=0.2, seed=1
+    ))  # fmt: skip
+    for i in range(2, 7):
+        (photos / A / f"000{i}.jpg").unlink()
+    (photos / "empty").mkdir()
+    report = check(photos, split=tmp_path / "split.csv")
+    write_csv(report, tmp_path / "photos.csv")
+    with (tmp_path / "photos.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row["path"]: row for row in csv.DictReader(file)}
+    named = {path for each in report.findings if not each.about_classes for path in each.paths}
+    assert named <= rows.keys()
+    gone = rows[f"{A}/0004.jpg"]
+    assert (gone["findings"], gone["why"], gone["bytes"]) == ("changed", "is missing", "")
+    assert rows["empty/"]["findings"] == "empty"
+
+
+def test_no_cell_computes_or_turns_around() -> None:
+    facts = Facts("JPEG", 9, 9, "RGB", 8, 1, 1, profile='=HYPERLINK("x")')
+    seen = Seen("+\u202egpj.jpg", label="@b", why="=1+\x1b", facts=facts)
+    report = Report(
+        source=Path("p"),
+        folder=Path("p"),
+        files=(seen,),
+        classes=("@b",),
+        linked=(),
+        findings=(),
+        intervals=(),
+        assumed=True,
+        alike={},
+    )
+    (row,) = sheet._rows(report)
+    assert row["path"] == "./+\\u202egpj.jpg"
+    assert row["label"] == "'@b"
+    assert row["why"] == "'=1+\\x1b"
+    assert row["profile"] == '\'=HYPERLINK("x")'
 
 
 # ---- as a page ----------------------------------------------------------------------------------
@@ -218,7 +269,7 @@ def test_nothing_is_written_among_the_photos(photos: Path, tmp_path: Path) -> No
         write_csv(report, photos / "a.csv")
     with pytest.raises(FieldmarkError, match="among the photos"):
         write_html(report, link / "a.html")
-    with pytest.raises(FieldmarkError, match="cannot be written"):
+    with pytest.raises(FieldmarkError, match="There is no folder"):
         refuse_places([tmp_path / "no" / "a.csv"], photos, listed)
     with pytest.raises(FieldmarkError, match="name two files"):
         refuse_places([tmp_path / "a", tmp_path / "a"], photos, listed)

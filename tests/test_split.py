@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import random
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -14,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldmark import split
+from fieldmark.check import Quick
 from fieldmark.data import Photos, list_article, list_photos, sha256s
 from fieldmark.errors import FieldmarkError
 from fieldmark.split import Changes, Record
@@ -281,6 +285,45 @@ def test_near_duplicates_follow_to_a_part_that_is_no_longer_asked_for() -> None:
     assert assign(grown, more, test=0.0, before=before, twins=[(i, 20)])[20].split == "test"
 
 
+def test_recorded_groups_hold_without_their_pattern() -> None:
+    photos, hashes = made([0] * 40)
+    groups = [f"owl {i // 4}" for i in range(40)]
+    before = assign(photos, hashes, groups=groups)
+    grown, more = made([0] * 44)
+    for seen in (["owl 3", *[""] * 3], [""] * 4):
+        after = assign(grown, more, before=before, groups=[""] * 40 + seen)
+        assert after[:40] == before
+        assert split.leaks(after) == ()
+        assert after[40].group == seen[0]
+    # Of one group is also what was altered, moved, or is a near duplicate of a photo that it has.
+    other = [sha("altered"), *more[1:]]
+    paths = [*grown.paths[:1], "moved.jpg", *grown.paths[2:]]
+    after = assign(replace(grown, paths=tuple(paths)), other, before=before, twins=[(2, 43)])
+    assert [after[i].group for i in (0, 1, 2, 43)] == ["owl 0"] * 4
+    assert len({after[i].split for i in (0, 1, 2, 3, 43)}) == 1
+    # What lies at the path of one that was moved is another photo.
+    swapped = [*hashes[:3], sha("another"), *hashes[4:], hashes[3]]
+    after = assign(made([0] * 41)[0], swapped, before=before)
+    assert (after[3].group, after[40].group) == ("", "owl 0")
+
+
+@given(GROUPED, SHARES, st.lists(st.booleans(), min_size=80, max_size=80))
+def test_what_was_recorded_is_never_parted(
+    rows: list[tuple[int, int]], shares: tuple[float, float], said: list[bool]
+) -> None:
+    photos, hashes = made([label for label, _ in rows])
+    names = [f"g{group}" if group else "" for _, group in rows]
+    half = len(rows) // 2
+    some = replace(photos, paths=photos.paths[:half], labels=photos.labels[:half])
+    asked = {"validation": shares[0], "test": shares[1]}
+    before = assign(some, hashes[:half], groups=names[:half], **asked)
+    groups = [name if of else "" for name, of in zip(names, said, strict=False)]
+    after = assign(photos, hashes, groups=groups, before=before, **asked)
+    assert [r.split for r in after[:half]] == [r.split for r in before]
+    assert [r.group for r in after[:half]] == [r.group for r in before]
+    assert split.leaks(after) == ()
+
+
 def test_moved_and_altered_photos_stay() -> None:
     photos, hashes = made([0] * 10 + [1] * 10)
     before = assign(photos, hashes)
@@ -498,6 +541,26 @@ def test_leaks_are_found() -> None:
     )
 
 
+def test_a_part_that_is_empty_is_said_if_it_was_asked_for() -> None:
+    photos, hashes = made([0, 0, 0, 1, 1, 1])
+    shares = {"validation": 0.0, "test": 0.0}
+    assert split.warnings(assign(photos, hashes, **shares), shares=shares) == ()
+    shares = {"validation": 0.2, "test": 0.1}
+    records = assign(photos, hashes, groups=["a"] * 3 + ["b"] * 3)
+    notes = split.warnings(records, shares=shares)
+    assert "no test photos: the groups are too large." in notes
+    alone, hash_ = made([0])
+    assert split.warnings(assign(replace(alone, classes=("a",)), hash_), (), shares) == (
+        "no validation photos: the photos are too few.",
+        "no test photos: the photos are too few.",
+    )
+    before = assign(photos, hashes, test=0.0)
+    records = assign(photos, hashes, before=before)
+    assert split.warnings(records, (), shares, extended=True) == (
+        "no test photos: those of the earlier split keep their places.",
+    )
+
+
 def test_the_table_counts_classes_by_split() -> None:
     photos, hashes = made([0] * 10 + [1] * 100)
     photos = replace(photos, classes=("鳥", "bee"))
@@ -532,11 +595,19 @@ def test_a_split_is_made_and_extended(
     assert f"Split: {out}" in printed
     assert "Photos since" not in printed
     left = list_photos(birds).paths[0]
-    second = split.make(birds, out, test=0.1, twins=lambda photos, _: [(0, len(photos) - 1)])
+
+    def look(photos: Photos) -> Quick:
+        return Quick(sha256s(photos), ((0, len(photos) - 1),))
+
+    second = split.make(birds, out, test=0.1, look=look)
     places = {record.path: record.split for record in first}
     assert all(places.get(record.path, record.split) == record.split for record in second)
     assert len(second) == len(first) + 4
-    assert "4 new (" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert (
+        f"{out} exists: its 44 photos keep their places; the shares hold for new ones." in printed
+    )
+    assert "4 new (" in printed
     assert second[0].path == left
     assert second[0].group == second[-1].group != ""
 
@@ -563,8 +634,111 @@ def test_no_split_is_written_among_the_photos(tmp_path: Path) -> None:
     with pytest.raises(FieldmarkError, match="is the list of photos itself"):
         split.make(labels, labels)
     assert len(split.make(labels, tmp_path / "split.csv")) == 2
-    with pytest.raises(FieldmarkError, match="cannot be written"):
-        split.make(labels, tmp_path / "none" / "split.csv")
+
+
+def test_places_where_no_split_can_lie_are_refused_before_any_work(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "table.csv").write_text("path,label\n", encoding="utf-8")
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    (tmp_path / "empty.csv").touch()
+    for name, reason in {
+        "none/split.csv": "none: make it first",
+        ".": "is a folder: name a file",
+        "pipe.csv": "is a pipe: name a file",
+        "table.csv": "exists and is no split: name another file",
+        "photo.jpg": "exists and is no split: name another file",
+        "empty.csv": "exists and is no split: name another file",
+        "photo.jpg/split.csv": r"cannot be written \(Not a directory\)",
+        f"{'x' * 300}.csv": r"cannot be written \(File name too long\)",
+    }.items():
+        with pytest.raises(FieldmarkError, match=reason):
+            split.make("no such photos", tmp_path / name)  # which nobody has looked for yet
+
+
+def test_no_split_is_written_among_the_photos_by_a_link(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    for name in ("photos/ant/1.gif", "elsewhere/bees/1.gif", "elsewhere/2.gif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"GIF89a" + name.encode())
+    root = tmp_path / "photos"
+    (root / "bee").symlink_to(elsewhere / "bees")
+    (root / "ant" / "2.gif").symlink_to(elsewhere / "2.gif")
+    (tmp_path / "way in").symlink_to(root)
+    for place in (root / "s.csv", tmp_path / "way in" / "s.csv", elsewhere / "bees" / "s.csv"):
+        with pytest.raises(FieldmarkError, match="lies among the photos"):
+            split.make(root, place)
+        assert not place.exists()
+    assert len(split.make(root, elsewhere / "s.csv")) == 3
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label\nphotos/ant/1.gif,a\nelsewhere/2.gif,b\n", encoding="utf-8")
+    for place in (root / "ant" / "s.csv", elsewhere / "new.csv"):
+        with pytest.raises(FieldmarkError, match="lies among the photos"):
+            split.make(labels, place)
+
+
+def test_names_that_no_system_takes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FieldmarkError, match=r"cannot be read \(File name too long\)"):
+        split.read(tmp_path / ("x" * 300))
+    with pytest.raises(FieldmarkError, match="is a folder: name a file"):
+        split.read(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FieldmarkError, match="is a pipe: name a file"):
+        split.read(tmp_path / "pipe")
+
+
+def test_a_parent_without_rights_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shut = tmp_path / "shut"
+    real = Path.stat
+
+    def stat(self: Path, **values: bool) -> os.stat_result:
+        if self.is_relative_to(shut):
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return real(self, **values)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(FieldmarkError, match=r"cannot be read \(Permission denied\)"):
+        split.read(shut / "split.csv")
+    with pytest.raises(FieldmarkError, match=r"cannot be written \(Permission denied\)"):
+        split.make(tmp_path, shut / "split.csv")
+
+
+def test_keras_split_refuses_what_is_split_already(tmp_path: Path) -> None:
+    for part in ("train", "Test"):
+        for name in ("ant/1.gif", "bee/1.gif"):
+            path = tmp_path / part / name
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"GIF89a" + name.encode())
+    with pytest.raises(FieldmarkError) as caught:
+        split.make(tmp_path, tmp_path.parent / "split.csv", keras=True)
+    assert "the folders train and Test would be taken for classes: leave --article out." in str(
+        caught.value
+    )
+
+
+def test_an_extended_split_tells_of_its_groups(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some, out = tmp_path / "some", tmp_path / "split.csv"
+    shutil.copytree(birds, some)
+    held_back = sorted(some.glob("*/*.jpg"))[0]
+    content = held_back.read_bytes()
+    held_back.unlink()
+    groups = {r.path: r.group for r in split.make(some, out, group_by="([0-9])[.]")}
+    assert all(groups.values())
+    capsys.readouterr()
+    split.make(some, out)  # nothing is new, and nothing need be said
+    assert "--group-by again" not in capsys.readouterr().out
+    held_back.write_bytes(content)
+    new = held_back.relative_to(some).as_posix()
+    again = {record.path: record.group for record in split.make(some, out)}
+    assert again == groups | {new: ""}
+    note = "Note: the earlier split was grouped: give --group-by again, or new photos stand alone."
+    assert note in capsys.readouterr().out
+    last = {record.path: record.group for record in split.make(some, out, group_by="([0-9])[.]")}
+    assert last == groups | {new: held_back.stem[-1]}
+    assert "--group-by again" not in capsys.readouterr().out
 
 
 def test_what_is_odd_about_a_source_is_said(tmp_path: Path) -> None:
@@ -588,3 +762,19 @@ def test_what_is_odd_about_a_source_is_said(tmp_path: Path) -> None:
         "Photos: 5 in 3 classes (not read: 1 x .txt); their split is given: "
         "3 training, 2 validation"
     )
+
+
+def test_folders_that_look_like_a_split_and_give_none_are_said(tmp_path: Path) -> None:
+    for name in ("test/ant/1.gif", "Train/ant/1.gif", "extra/ant/1.gif"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"GIF89a" + name.encode())
+    note = "Train and test are taken for classes, because extra holds photos too."
+    assert f"Note: {note}" in split.listed(list_photos(tmp_path))
+    assert f"Note: {note}" in split.listed(list_article(tmp_path))
+    labels = tmp_path / "labels.csv"
+    (tmp_path / "extra" / "ant" / "1.gif").rename(tmp_path / "1.gif")
+    labels.write_text(
+        "path,label\ntest/ant/1.gif,test\nTrain/ant/1.gif,train\n1.gif,bus\n", encoding="utf-8"
+    )
+    assert "Note" not in split.listed(list_photos(labels))

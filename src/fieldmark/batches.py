@@ -96,6 +96,7 @@ class Batches:
         # Kept for the steps to come. Threads may do this twice, with the same result.
         if len(self._orders) > 2:
             self._orders.clear()
+        order.setflags(write=False)
         self._orders[epoch] = order
         return order
 
@@ -368,10 +369,7 @@ def preview(batches: Batches, path: Path, *, classes: Sequence[str]) -> list[str
     """
     from fieldmark import plots
 
-    if path.suffix.lower() not in SUFFIXES:
-        raise FieldmarkError(
-            f"{path} is no picture's name: give one that ends in {', '.join(SUFFIXES)}."
-        )
+    require_picture(path)
     lettering = plots.Lettering()
     names = [lettering.class_label(name, label) for label, name in enumerate(classes)]
     rows = [
@@ -385,6 +383,14 @@ def preview(batches: Batches, path: Path, *, classes: Sequence[str]) -> list[str
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+
+
+def require_picture(path: Path) -> None:
+    """Raise where the suffix of a path is not one of a picture that can be written."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise FieldmarkError(
+            f"{path} is no picture's name: give one that ends in {', '.join(SUFFIXES)}."
+        )
 
 
 def _chosen(batches: Batches) -> list[int]:

@@ -21,7 +21,6 @@ import errno
 import hashlib
 import io
 import json
-import mmap
 import os
 import pkgutil
 import re
@@ -44,7 +43,7 @@ from numpy.typing import NDArray
 from PIL import features
 
 from fieldmark import files, images, locks
-from fieldmark.console import say
+from fieldmark.console import say, size
 from fieldmark.errors import FieldmarkError
 from fieldmark.formats import LIMITS, UnreadableImage
 from fieldmark.images import ImageSpec, Pixels
@@ -169,12 +168,12 @@ def summary(folder: str | os.PathLike[str] | None = None) -> str:
     for entry in held:
         used = f"{entry.used:%Y-%m-%d %H:%M}" + (", in use" if entry.in_use else "")
         lines.append(
-            f"  {entry.path.name[:8]}  {entry.photos:>9,} photos  {_size(entry.bytes):>7}  "
+            f"  {entry.path.name[:8]}  {entry.photos:>9,} photos  {size(entry.bytes):>7}  "
             f"{entry.specification:26}  {used}"
         )
-    total = _size(sum(entry.bytes for entry in held))
+    total = size(sum(entry.bytes for entry in held))
     count = "1 entry" if len(held) == 1 else f"{len(held)} entries"
-    limit = f"{_size(_limit(None))} (FIELDMARK_CACHE_LIMIT, in GB)"
+    limit = f"{size(_limit(None))} (FIELDMARK_CACHE_LIMIT, in GB)"
     return "\n".join([*lines, f"{count}, {total} of at most {limit}"])
 
 
@@ -288,7 +287,7 @@ class _Job:
 
     def tell(self, cache: Cache, how: str) -> None:
         photos = "1 photo" if len(cache) == 1 else f"{len(cache):,} photos"
-        say(f"Cache: {photos}, {_size(cache.bytes)} in {cache.path}{how}")
+        say(f"Cache: {photos}, {size(cache.bytes)} in {cache.path}{how}")
 
     def make_room(self) -> None:
         """Remove what was not used for longest, as much as is needed, or say what is missing.
@@ -311,17 +310,17 @@ class _Job:
     def refuse_too_large(self, taken: int, free: int) -> None:
         """Raise unless the entry fits beside the bytes that are taken, and into those free."""
         what = f"The cache of {len(self.items):,} photos of {self.spec.size} pixels"
-        needed = _size(self.bytes)
+        needed = size(self.bytes)
         if taken + self.bytes > self.limit:
-            used = f", of which {_size(taken)} are in use" if taken else ""
+            used = f", of which {size(taken)} are in use" if taken else ""
             raise FieldmarkError(
-                f"{what} needs {needed}, and all caches together may take {_size(self.limit)}"
+                f"{what} needs {needed}, and all caches together may take {size(self.limit)}"
                 f"{used}: allow more with FIELDMARK_CACHE_LIMIT="
                 f"{-(-(taken + self.bytes) // 1_000_000_000)} (in GB), or use smaller images."
             )
         if self.bytes > free:
             raise FieldmarkError(
-                f"{what} needs {needed}, and {self.place} has {_size(free)} left: make room "
+                f"{what} needs {needed}, and {self.place} has {size(free)} left: make room "
                 "there, or name a folder on another disk with FIELDMARK_CACHE."
             )
 
@@ -460,7 +459,7 @@ def _open(path: Path) -> _Opened | None:
     try:
         if lock is None and sys.platform != "win32":
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), LOCK)  # noqa: TRY301
-        opened, mapped = _map(path)
+        opened = _map(path)
     except BaseException as error:
         if lock is not None:
             os.close(lock)
@@ -471,18 +470,18 @@ def _open(path: Path) -> _Opened | None:
             raise _DamagedError(f"{name}: {error.strerror or error}") from error
         raise
     if lock is not None:
-        weakref.finalize(mapped, os.close, lock)
+        weakref.finalize(opened.cache.pixels.base, os.close, lock)
     return opened
 
 
-def _map(path: Path) -> tuple[_Opened, mmap.mmap]:
+def _map(path: Path) -> _Opened:
     """Read an entry's files and map its pixels; raises `_DamagedError` where they do not fit."""
     content = (path / INDEX).read_bytes()
     try:
         about = json.loads((path / ENTRY).read_bytes())
         shape = (about["photos"], about["size"], about["size"], 3)
         header = _header(shape)
-        size = len(header) + int(np.prod(shape))
+        whole = len(header) + int(np.prod(shape))
         checksum = about["index"]
     except (ValueError, KeyError, TypeError) as error:
         raise _DamagedError(f"{ENTRY} cannot be read") from error
@@ -493,14 +492,14 @@ def _map(path: Path) -> tuple[_Opened, mmap.mmap]:
         raise _DamagedError(f"{INDEX} has other rows than {ENTRY} says")
     with (path / PIXELS).open("rb") as file:
         found = os.fstat(file.fileno()).st_size
-        if found != size:
-            raise _DamagedError(f"{PIXELS} has {found:,} bytes and should have {size:,}")
+        if found != whole:
+            raise _DamagedError(f"{PIXELS} has {found:,} bytes and should have {whole:,}")
         if file.read(len(header)) != header:
             raise _DamagedError(f"{PIXELS} does not begin as it should")
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    pixels: Pixels = np.ndarray(shape, np.uint8, mapped, len(header))
+    # A memory map of NumPy's knows its file, by which a worker process opens it again.
+    pixels = np.memmap(path / PIXELS, np.uint8, "r", len(header), shape)
     shapes = np.stack([index["height"], index["width"]], axis=1).astype(np.int32)
-    return _Opened(Cache(pixels, shapes, path, _bytes(path)), index, about), mapped
+    return _Opened(Cache(pixels, shapes, path, _bytes(path)), index, about)
 
 
 def _open_again(path: Path) -> Cache:
@@ -581,11 +580,14 @@ def _limit(limit: int | None) -> int:
     if not text:
         return LIMIT
     try:
-        return int(float(text) * 1e9)
-    except (ValueError, OverflowError) as error:  # what is no number, nan and inf
+        allowed = int(float(text) * 1e9)
+    except (ValueError, OverflowError):  # what is no number, nan and inf
+        allowed = -1
+    if allowed < 0:
         raise FieldmarkError(
             f"FIELDMARK_CACHE_LIMIT is {text!r}: set it to a number of gigabytes, such as 20."
-        ) from error
+        )
+    return allowed
 
 
 def _make_folder(place: Path) -> None:
@@ -616,14 +618,6 @@ def _bytes(path: Path) -> int:
             with suppress(FileNotFoundError):
                 total += file.stat().st_size
     return total
-
-
-def _size(count: int) -> str:
-    """Write a number of bytes for people: `147 MB`, `1.2 GB`."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= unit:
-            return f"{count / unit:.{0 if count >= 10 * unit or count % unit == 0 else 1}f} {name}"
-    return f"{count} bytes"
 
 
 def _entry(path: Path) -> Entry | None:

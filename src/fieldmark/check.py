@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,7 +33,6 @@ from fieldmark.findings import (
     Report,
     Seen,
     many,
-    printable,
     wilson,
 )
 from fieldmark.formats import LIMITS, UnreadableImage
@@ -42,6 +42,11 @@ from fieldmark.threads import spread
 UNBALANCED = 5.0  # largest class to smallest: of two classes, always naming one is 83 % right
 FEWEST = 2  # photos of a class: one to train on, one to validate on
 VALIDATION = 0.2  # the share that `fieldmark split` holds out, where no split is given
+# What helps where the split is a file, which need not stay as it is.
+ANEW = (
+    "Write a new split to another file with fieldmark split, which keeps copies and groups "
+    "together and gives each class photos to train on."
+)
 
 # The formats by the extensions that name them.
 NAMES = {
@@ -90,33 +95,38 @@ def examine(
     trouble: str = "",
 ) -> Report:
     """Report on photos that are listed already; `trouble` is why no classifier can be trained."""
-    sides = _sides(photos, records)
-    seen = _read(photos, _measured, sides)
+    source = source or photos.folder
+    seen = _read(photos, _measured)
+    differ = _differences(records, photos, seen)
+    seen = _placed(seen, records, differ)
     files = sorted([*seen, *_left_out(photos)], key=lambda each: each.path)
     used = [each for each in seen if each.kind == "used"]
     families = _families(used)
+    alike = {used[i].path: n for n, of in enumerate(families, start=1) for i in of.members}
+    cut = not records and "validation" not in photos.given  # a training cuts its own
+    held_out = _held_out(photos.classes, used, cut=cut)
     found = [
         *_listing_cases(photos, trouble),
         *_file_cases(files),
         *_family_cases(used, families),
-        *_split_cases(photos, seen, records),
-        *_class_cases(photos.classes, used),
+        *_group_cases(used, alike),
+        *_split_cases(differ),
+        *_class_cases(photos.classes, used, held_out),
         *_photo_cases(used),
     ]
+    # What folders or a CSV say, a new split would say again.
+    advised = dict.fromkeys(("leak", "untaught"), ANEW) if records and not photos.given else {}
     return Report(
-        source=source or photos.folder,
+        source=source,
         folder=photos.folder,
         files=tuple(files),
         classes=photos.classes,
         linked=photos.linked,
-        findings=_findings(found),
-        intervals=_intervals(photos.classes, used),
-        assumed=not any(sides),
-        alike={
-            used[i].path: number
-            for number, family in enumerate(families, start=1)
-            for i in family.members
-        },
+        findings=_findings(found, advised),
+        intervals=_intervals(held_out),
+        assumed=cut,
+        alike=alike,
+        reserved=data.reserved(photos, source),
     )
 
 
@@ -166,7 +176,9 @@ def _trouble(photos: Photos, error: FieldmarkError) -> str:
     if photos.classes == ("",):
         return "the photos lie in the folder itself, in no class folder"
     if len(photos.classes) == 1:
-        return f"all photos are of the one class {printable(photos.classes[0])}"
+        return f"all photos are of the one class {photos.classes[0]}"
+    if any(map(_unwritable, photos.paths)):
+        return ""  # they are a finding of their own
     return str(error).partition("\n")[0]
 
 
@@ -184,10 +196,9 @@ def _records(place: Path) -> tuple[split.Record, ...]:
     return split.read(run.open_run(place).split if place.is_dir() else place)
 
 
-def _sides(photos: Photos, records: Sequence[split.Record]) -> list[str]:
-    """Return the part of the split of each photo, or nothing; records come before folders."""
-    place = {record.path: record.split for record in records}
-    return [place.get(path, "") for path in photos.paths] if place else list(photos.given)
+def _unwritable(name: str) -> bool:
+    """Say whether a name is one that `list_photos` refuses."""
+    return "\n" in name or "\r" in name or any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -195,13 +206,17 @@ def _sides(photos: Photos, records: Sequence[split.Record]) -> list[str]:
 Look = Callable[[bytes], Iterator[tuple[str, Any]]]  # a file's content -> fields of `Seen`
 
 
-def _read(photos: Photos, look: Look, sides: Sequence[str] = ()) -> list[Seen]:
+def _read(photos: Photos, look: Look) -> list[Seen]:
     """Look at every photo on many threads; what is kept of each is small."""
 
     def one(i: int) -> Seen:
         path = photos.paths[i]
         label = photos.classes[photos.labels[i]]
-        kept: dict[str, Any] = {"label": label, "split": sides[i] if sides else ""}
+        kept: dict[str, Any] = {"label": label}
+        if photos.given:
+            kept["split"] = photos.given[i]
+        if photos.groups:
+            kept["group"] = photos.groups[i]
         try:
             content = _content(photos.folder / path)
             kept |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -218,8 +233,11 @@ def _read(photos: Photos, look: Look, sides: Sequence[str] = ()) -> list[Seen]:
 
 
 def _content(path: Path) -> bytes:
-    """Read a file, unless it is larger than any photo may be."""
-    if path.stat().st_size > LIMITS.bytes:
+    """Read a file, unless it is larger than any photo may be, or none: a pipe is never done."""
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise UnreadableImage(data.SPECIAL.get(stat.S_IFMT(facts.st_mode), "is no file"))
+    if facts.st_size > LIMITS.bytes:
         raise UnreadableImage(f"is larger than {LIMITS.bytes / 1e6:g} MB")
     return path.read_bytes()
 
@@ -236,6 +254,42 @@ def _decoded(content: bytes) -> Iterator[tuple[str, Any]]:
     """Decode a photo as small as may be, only to know whether it can be and is there twice."""
     pixels = images.decode(content, at_least=2 * duplicates.SIDE)
     yield "fingerprint", duplicates.fingerprint(pixels)
+
+
+# ---- the split ----------------------------------------------------------------------------------
+
+
+def _differences(
+    records: Sequence[split.Record], photos: Photos, seen: Sequence[Seen]
+) -> split.Changes:
+    """Compare a split, where there is one, with the photos."""
+    # A photo that cannot be read has a finding of its own, and may have no hash.
+    was = {record.path: record.sha256 for record in records}
+    hashes = [each.sha256 or was.get(each.path, "") for each in seen]
+    return split.changes(records, photos, hashes) if records else split.Changes()
+
+
+def _placed(seen: list[Seen], records: Sequence[split.Record], differ: split.Changes) -> list[Seen]:
+    """Give each photo the side and the group that a split has for it; new ones have none.
+
+    A photo is known by its path and content, then by its content, as `fieldmark split` knows it
+    when it extends a split; an altered one by its path.
+    """
+    if not records:
+        return seen
+    was = {record.path: record for record in records}
+    came = {new: old for old, new in differ.moved}
+    # Of a content on several sides training counts, and so comes last.
+    by_side = sorted(records, key=lambda record: -split.SPLITS.index(record.split))
+    by_content = {record.sha256: record for record in by_side}
+    placed = []
+    for each in seen:
+        record = was.get(came.get(each.path, each.path))
+        if each.sha256 and not (record and record.sha256 == each.sha256):
+            record = by_content.get(each.sha256, record)
+        side, group = (record.split, record.group) if record else ("", "")
+        placed.append(replace(each, split=side, group=group or each.group))
+    return placed
 
 
 # ---- the same photo twice -----------------------------------------------------------------------
@@ -280,13 +334,14 @@ def _families(used: Sequence[Seen]) -> list[_Family]:
 Cases = Iterator[tuple[str, Case]]  # each with the kind of its finding
 
 
-def _findings(cases: Iterable[tuple[str, Case]]) -> tuple[Finding, ...]:
+def _findings(cases: Iterable[tuple[str, Case]], advised: Mapping[str, str]) -> tuple[Finding, ...]:
     """Put the cases of each kind together, the most severe kind first."""
     by_kind = defaultdict[str, list[Case]](list)
     for kind, case in cases:
         by_kind[kind].append(case)
     return tuple(
-        Finding(kind, tuple(by_kind[kind])) for kind in sorted(by_kind, key=list(KINDS).index)
+        Finding(kind, tuple(by_kind[kind]), advised.get(kind, ""))
+        for kind in sorted(by_kind, key=list(KINDS).index)
     )
 
 
@@ -294,6 +349,8 @@ def _listing_cases(photos: Photos, trouble: str) -> Cases:
     """Yield what the listing alone shows."""
     if trouble:
         yield "untrainable", Case((), trouble)
+    for path in filter(_unwritable, photos.paths):
+        yield "unwritable", Case((path,))
     for path in photos.linked:
         yield "linked", Case((path,))
     for each in photos.left_out:
@@ -319,26 +376,37 @@ def _family_cases(used: Sequence[Seen], families: Iterable[_Family]) -> Cases:
     """Yield conflicts, leaks, and the duplicates that are neither."""
     for family in families:
         of = [used[i] for i in family.members]
-        case = Case(tuple(seen.path for seen in of), family.what)
         conflict = len({seen.label for seen in of}) > 1
         leak = len({seen.split for seen in of if seen.split}) > 1
         if conflict:
-            yield "conflict", case
+            yield "conflict", Case(_apart(of, "label"), family.what)
         if leak:
-            yield "leak", case
+            yield "leak", Case(_apart(of, "split"), family.what)
         if not conflict and not leak:
-            yield "near duplicates" if family.near else "duplicates", case
+            paths = tuple(seen.path for seen in of)
+            yield "near duplicates" if family.near else "duplicates", Case(paths, family.what)
 
 
-def _split_cases(photos: Photos, seen: Sequence[Seen], records: Sequence[split.Record]) -> Cases:
+def _apart(of: Sequence[Seen], by: str) -> tuple[str, ...]:
+    """Return the paths, first one a class or side: those are what there is to compare."""
+    first = {getattr(seen, by): seen.path for seen in reversed(of) if getattr(seen, by)}
+    return tuple(dict.fromkeys((*sorted(first.values()), *(seen.path for seen in of))))
+
+
+def _group_cases(used: Iterable[Seen], alike: Mapping[str, int]) -> Cases:
+    """Yield the groups that lie on two sides, but for those that are copies and a leak already."""
+    by_group = defaultdict[str, list[Seen]](list)
+    for seen in used:
+        if seen.group and seen.split:
+            by_group[seen.group].append(seen)
+    for name, of in by_group.items():
+        copies = {alike.get(seen.path, 0) for seen in of}
+        if len({seen.split for seen in of}) > 1 and (0 in copies or len(copies) > 1):
+            yield "leak", Case(_apart(of, "split"), f"the same group, {name}")
+
+
+def _split_cases(differ: split.Changes) -> Cases:
     """Yield what differs between a split and the photos."""
-    if not records:
-        return
-    # A photo that cannot be read has a finding of its own, and may have no hash.
-    was = {record.path: record.sha256 for record in records}
-    differ = split.changes(
-        records, photos, [each.sha256 or was.get(each.path, "") for each in seen]
-    )
     for what, paths in (
         ("is new", differ.new),
         ("has another content", differ.altered),
@@ -347,25 +415,32 @@ def _split_cases(photos: Photos, seen: Sequence[Seen], records: Sequence[split.R
         for path in paths:
             yield "changed", Case((path,), what)
     for old, new in differ.moved:
-        yield "changed", Case((new,), f"was {printable(old)}")
+        yield "changed", Case((new,), f"was {old}")
     for path in differ.relabelled:
         yield "changed", Case((path,), "has another class")
 
 
-def _class_cases(classes: Sequence[str], used: Sequence[Seen]) -> Cases:
+def _class_cases(
+    classes: Sequence[str], used: Sequence[Seen], held_out: Mapping[str, int]
+) -> Cases:
     """Yield what is wrong with the sizes of the classes."""
     if len(classes) < 2:
         return  # that is a finding of its own
     sizes = Counter(seen.label for seen in used)
-    held_out = _held_out(classes, used)
+    # A photo that no split has yet goes where its class lacks one.
+    to_train = {seen.label for seen in used if seen.split in ("training", "")}
     for name in classes:
-        if sizes[name] < FEWEST:
-            yield "lonely", Case((name,), f"has {many(sizes[name], 'photo')}")
+        if not sizes[name]:
+            yield "unread", Case((name,))
+        elif name not in to_train:
+            yield "untaught", Case((name,), f"has {many(sizes[name], 'photo')}, none to train on")
+        elif sizes[name] < FEWEST:
+            yield "lonely", Case((name,))
         elif held_out[name] < FEW:
             yield "few", Case((name,), f"has {held_out[name]} to validate on")
     if sizes and max(sizes.values()) >= UNBALANCED * min(sizes.values()):
         most, least = max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)
-        what = f"has {many(sizes[least], 'photo')}, {printable(most)} {sizes[most]:,}"
+        what = f"has {many(sizes[least], 'photo')}, {most} {sizes[most]:,}"
         yield "unbalanced", Case((least,), what)
 
 
@@ -392,8 +467,8 @@ def _oddities(seen: Seen) -> Iterator[tuple[str, str]]:
         yield "tiny", f"is {size}"
     if long > EXTREME * short:
         yield "extreme", f"is {size}"
-    if NAMES.get(suffix) != facts.format:
-        yield "misnamed", f"is {facts.format}"
+    if suffix and NAMES.get(suffix) != facts.format:
+        yield "misnamed", f"says {NAMES.get(suffix, suffix)} and is {facts.format}"
     if facts.orientation != 1:
         yield "rotated", f"has orientation {facts.orientation}"
     if facts.bits > 8:
@@ -409,17 +484,22 @@ def _oddities(seen: Seen) -> Iterator[tuple[str, str]]:
 # ---- how sure a result can be -------------------------------------------------------------------
 
 
-def _held_out(classes: Sequence[str], used: Sequence[Seen]) -> dict[str, int]:
-    """Return how many photos of each class there are to validate on; a fifth where none is said."""
-    parted = any(seen.split for seen in used)
-    counts = Counter(seen.label for seen in used if not parted or seen.split == "validation")
-    return {name: counts[name] if parted else round(VALIDATION * counts[name]) for name in classes}
+def _held_out(classes: Sequence[str], used: Iterable[Seen], *, cut: bool) -> dict[str, int]:
+    """Return how many photos of each class there are to validate on.
+
+    Where they are still to be `cut` it is a fifth of those to train on, and one at least of two, as
+    `fieldmark split` has it.
+    """
+    sides = ("training", "") if cut else ("validation",)
+    counts = Counter(seen.label for seen in used if seen.split in sides)
+    if not cut:
+        return {name: counts[name] for name in classes}
+    return {name: max(round(VALIDATION * counts[name]), int(counts[name] > 1)) for name in classes}
 
 
-def _intervals(classes: Sequence[str], used: Sequence[Seen]) -> tuple[Interval, ...]:
+def _intervals(held_out: Mapping[str, int]) -> tuple[Interval, ...]:
     """Return what a result means on all validation photos, and on the smallest class'."""
-    held_out = _held_out(classes, used)
-    if len(classes) < 2 or not sum(held_out.values()):
+    if len(held_out) < 2 or not sum(held_out.values()):
         return ()
     least = min(held_out, key=held_out.__getitem__)
     pairs = (("all", sum(held_out.values())), (least, held_out[least]))

@@ -187,7 +187,7 @@ def split(
         seed=seed,
         group_by=group_by or None,
         keras=article,
-        twins=lambda listed, _: quick(listed).together,
+        look=quick,
     )
 
 
@@ -203,7 +203,7 @@ def cache(*, clear: Annotated[bool, Parameter(negative=())] = False) -> None:
     from fieldmark import cache as kept
 
     if clear:
-        console.say(f"Freed: {kept.clear() / 1e6:,.0f} MB")
+        console.say(f"Freed: {console.size(kept.clear())}")
     print(kept.summary())
 
 
@@ -243,14 +243,12 @@ def train(
     chosen = named(recipe).changed(**values.model_dump(include=values.model_fields_set))
     if out is None and preview is None:
         raise FieldmarkError("Name the run folder to make: --out RUN.")
-    if preview is not None:
-        from fieldmark.feed import sheet
+    from fieldmark.train import fit, preview_only
 
-        sheet(chosen, photos, preview)
     if out is not None:
-        from fieldmark.train import fit
-
-        fit(chosen, photos, out, language=language, show=show)
+        fit(chosen, photos, out, preview=preview, language=language, show=show)
+    elif preview is not None:
+        preview_only(chosen, photos, preview)
 
 
 @app.command(help_epilogue="Example: `fieldmark recipe article > mine.json`")

@@ -105,6 +105,14 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
             shown.advance()
 
 
+def size(count: int) -> str:
+    """Write a number of bytes for people: `147 MB`, `1.2 GB`."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.{0 if count >= 10 * unit or count % unit == 0 else 1}f} {name}"
+    return f"{count} bytes"
+
+
 def duration(seconds: float) -> str:
     """Write a time for people: `8 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = round(seconds)

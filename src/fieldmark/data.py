@@ -13,12 +13,13 @@ import errno
 import hashlib
 import heapq
 import os
+import re
 import stat
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -72,6 +73,8 @@ SPLIT_WORDS: dict[str, Split] = {
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+# What to do where Keras' reader and split cannot be had.
+INSTEAD = "add --pipeline batches --split stratified"
 SHOWN = 100  # lines of a CSV that are named in one error
 
 
@@ -112,7 +115,7 @@ def list_photos(source: str | os.PathLike[str]) -> Photos:
     `train`, `val` and `test`. Raises a `FieldmarkError` where there are not two classes.
     """
     root = Path(source)
-    return _from_csv(root) if root.is_file() else _from_folder(root)
+    return _from_csv(root) if stat.S_ISREG(_mode(root)) else _from_folder(root)
 
 
 def list_loose(folder: str | os.PathLike[str]) -> Photos:
@@ -140,36 +143,84 @@ def list_loose(folder: str | os.PathLike[str]) -> Photos:
     )
 
 
-def list_article(folder: str | os.PathLike[str]) -> Photos:
+def list_article(folder: str | os.PathLike[str], *, instead: str = INSTEAD) -> Photos:
     """List what Keras' `image_dataset_from_directory` lists, in its order.
 
     Classes are the sub-folders; files are known by their extensions, and a class' sub-folders are
-    searched too. Raises a `FieldmarkError` where the folder cannot be trained on.
+    searched too. Raises a `FieldmarkError` where the folder cannot be trained on, or is none, or is
+    a split into folders, which Keras would take for classes; it says what to do `instead`.
     """
     root = Path(folder)
+    if stat.S_ISREG(_mode(root)):
+        raise FieldmarkError(
+            f"{root} cannot be read as a folder, and the article's reader and Keras' split read "
+            f"folders only: {instead}."
+        )
     names = [entry.name for entry in _entries(root) if _is_class(entry)]
     files = {name: _files(root / name) for name in names}
-    photos = {name: [f for f in files[name] if f.lower().endswith(EXTENSIONS)] for name in names}
+    photos, special = dict[str, list[str]](), list[LeftOut]()
+    for name in names:
+        named = [file for file in files[name] if file.lower().endswith(EXTENSIONS)]
+        whys = [_special(root / name / file) for file in named]
+        photos[name] = [file for file, why in zip(named, whys, strict=True) if not why]
+        # Keras would open these too, and wait for ever.
+        special += [
+            LeftOut(f"{name}/{file}", "unreadable", why)
+            for file, why in zip(named, whys, strict=True)
+            if why
+        ]
+    paths = [f"{name}/{file}" for name in names for file in photos[name]]
+    if parts := _given(paths):
+        raise FieldmarkError(
+            f"In {root} the folders {_listed(_in_order(parts))} would be taken for classes: "
+            f"{instead}."
+        )
     _refuse_unusable(root, files, photos)
-    _refuse_unwritable(root, [*names, *(file for of_class in photos.values() for file in of_class)])
-    loose = sorted(entry.name for entry in root.iterdir() if entry.is_file())
-    others = (f"{name}/{f}" for name in names for f in sorted({*files[name]} - {*photos[name]}))
+    _refuse_unwritable(root, [*names, *paths])
+    loose = sorted(entry.name for entry in root.iterdir() if stat.S_ISREG(_mode(entry)))
+    apart = {*paths, *(each.path for each in special)}
+    others = [f"{name}/{file}" for name in names for file in sorted(files[name])]
     return Photos(
         folder=root,
         classes=tuple(names),
-        paths=tuple(f"{name}/{file}" for name in names for file in photos[name]),
+        paths=tuple(paths),
         labels=tuple(label for label, name in enumerate(names) for _ in photos[name]),
         left_out=(
             *(LeftOut(name, "skipped", "lies in no class folder") for name in loose),
-            *(LeftOut(path, "skipped", "has no extension that Keras reads") for path in others),
+            *special,
+            *(
+                LeftOut(path, "skipped", "has no extension that Keras reads")
+                for path in others
+                if path not in apart
+            ),
+        ),
+        linked=tuple(
+            path for path in (*names, *paths) if stat.S_ISLNK(_mode(root / path, follow=False))
         ),
     )
+
+
+def reserved(photos: Photos, source: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Return where nothing may be written, for `files.refuse_among`: photos are only read.
+
+    Of a folder that is all of it; of a CSV the folders of its photos, but not its own. What the
+    links lead to that were followed is too, be it a folder or a photo.
+    """
+    own = _real(photos.folder)
+    places = {own}
+    if stat.S_ISREG(_mode(Path(source))):
+        folders = {path.rpartition("/")[0] for path in photos.paths}
+        places = {_real(photos.folder / folder) for folder in folders} - {own}
+    places |= {_real(photos.folder / path) for path in photos.linked}
+    return tuple(sorted(places))
 
 
 def left_out(photos: Photos) -> str:
     """Say which kinds of files in the folder are not read: `3 x .webp, 1 x .txt`."""
     files = [each.path for each in photos.left_out if each.kind != "empty"]
-    kinds = Counter(_suffix(path) or "no extension" for path in files)
+    kinds = Counter(
+        "closed folder" if path.endswith("/") else _suffix(path) or "no extension" for path in files
+    )
     return ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
 
 
@@ -177,6 +228,22 @@ def nested(photos: Photos) -> tuple[str, ...]:
     """Return the classes whose folder holds the folders of other classes: `a` beside `a/b`."""
     around = {str(above) for name in photos.classes for above in PurePosixPath(name).parents}
     return tuple(name for name in photos.classes if name in around)
+
+
+def taken_for_classes(photos: Photos) -> str:
+    """Say which folders are called like the parts of a split and give none; nothing: none are."""
+    tops = {name.partition("/")[0] for name in photos.classes}
+    parts = [top for top in tops if split_word(top)]
+    words = {split_word(top) for top in parts}
+    if photos.given or "training" not in words or len(words) == 1 or len(parts) == len(tops):
+        return ""
+    if {path.partition("/")[0] for path in photos.paths} != tops:
+        return ""  # the words are labels of a CSV
+    others = sorted(tops - {*parts})
+    return (
+        f"{_listed(_in_order(parts))} are taken for classes, because {_listed(others)} "
+        f"{'holds' if len(others) == 1 else 'hold'} photos too"
+    )
 
 
 def alike(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
@@ -198,6 +265,8 @@ def sha256s(photos: Photos) -> tuple[str, ...]:
 
     def digest(path: str) -> tuple[str, str | None]:
         try:
+            if why := _special(photos.folder / path):
+                return "", why
             with (photos.folder / path).open("rb", buffering=0) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest(), None
         except OSError as error:
@@ -212,13 +281,14 @@ def audit(photos: Photos, decode: Callable[[bytes], object]) -> tuple[str, ...]:
     """Read and decode every photo; return the sha256 of each.
 
     `decode` is the reader that the training will use, and raises a `ValueError` with the reason
-    where it cannot. All files that fail are named in one `FieldmarkError`.
+    where it cannot. All files that fail are named in one `FieldmarkError`, and those that Keras
+    would read too and `list_article` has left out.
     """
 
     def examine(path: str) -> tuple[str, str | None]:
         try:
-            if stat.S_ISFIFO((photos.folder / path).stat().st_mode):
-                return "", "is a pipe"  # to read it would wait for ever
+            if why := _special(photos.folder / path):
+                return "", why
             content = (photos.folder / path).read_bytes()
             decode(content)
         except OSError as error:
@@ -228,7 +298,9 @@ def audit(photos: Photos, decode: Callable[[bytes], object]) -> tuple[str, ...]:
         return hashlib.sha256(content).hexdigest(), None
 
     results = list(spread(examine, photos.paths, "Checking photos"))
-    refuse_bad(photos, zip(photos.paths, (why for _, why in results), strict=True))
+    whys = (why for _, why in results)
+    unreadable = ((each.path, each.why) for each in photos.left_out if each.kind == "unreadable")
+    refuse_bad(photos, (*zip(photos.paths, whys, strict=True), *unreadable))
     return tuple(sha256 for sha256, _ in results)
 
 
@@ -301,10 +373,16 @@ def _survey(root: Path) -> _Survey:
     around = {_identity(above) for above in root.resolve().parents}
     entered: dict[tuple[int, int], str] = {}
     pending, links = [""], list[str]()  # the links are a heap: their names decide the order
+    _entries(root)  # of all folders this is the one that must be open
     while pending or links:
         by_link = not pending
         place = heapq.heappop(links) if by_link else pending.pop()
-        identity = _identity(root / place)
+        try:
+            identity, entries = _identity(root / place), _scan(root / place)
+        except OSError as error:
+            why = f"cannot be opened ({error.strerror})"
+            survey.left_out.append(LeftOut(f"{place}/", "unreadable", why))
+            continue
         if identity in around:
             survey.left_out.append(LeftOut(place, "skipped", "leads to a folder around this one"))
             continue
@@ -317,16 +395,17 @@ def _survey(root: Path) -> _Survey:
             survey.links.append(place)
         if place:
             survey.folders.append(place)
-        folders, linked = _enter(root, place, survey)
+        folders, linked = _enter(root, place, entries, survey)
         pending += folders
         for link in linked:
             heapq.heappush(links, link)
     return survey
 
 
-def _enter(root: Path, place: str, survey: _Survey) -> tuple[list[str], list[str]]:
+def _enter(
+    root: Path, place: str, entries: Sequence[os.DirEntry[str]], survey: _Survey
+) -> tuple[list[str], list[str]]:
     """Add one folder's files to a survey; return its folders, and its links to folders."""
-    entries = _entries(root / place)
     if not entries:
         survey.left_out.append(LeftOut(f"{place}/", "empty", "is an empty folder"))
     folders, links = [], []
@@ -340,7 +419,7 @@ def _enter(root: Path, place: str, survey: _Survey) -> tuple[list[str], list[str
                 survey.left_out.append(LeftOut(path, *aside))
         elif real_folder:
             folders.append(path)
-        elif entry.is_symlink() and Path(entry.path).is_dir():
+        elif entry.is_symlink() and stat.S_ISDIR(_mode(Path(entry.path))):
             links.append(path)
         else:
             survey.files.append(path)
@@ -401,6 +480,19 @@ def _examine(folder: Path, path: str) -> LeftOut | None:
     return None
 
 
+def _special(path: Path) -> str:
+    """Say why what lies there is not opened, that it is a pipe for one; nothing: it may be."""
+    return SPECIAL.get(stat.S_IFMT(_mode(path)), "")
+
+
+def _mode(path: Path, *, follow: bool = True) -> int:
+    """Return what `stat` says a path is; 0 where it says nothing: who opens it learns why."""
+    try:
+        return path.stat(follow_symlinks=follow).st_mode
+    except OSError:
+        return 0
+
+
 def _strange(head: bytes, suffix: str) -> str:
     """Say why what begins so and has this extension is no photo; nothing: it is one."""
     if suffix in RAW:
@@ -439,19 +531,27 @@ class _Row:
 def _from_csv(path: Path) -> Photos:
     """List the photos that a CSV names."""
     folder = path.parent
+    real = cache(_real)
     table = read_table(path, ("path", "label"), ("split", "group"))
-    rows: dict[str, tuple[int, _Row]] = {}
+    rows: dict[Path, tuple[int, _Row]] = {}
     wrong, missing = [], []
     splits = any(row.get("split", "").strip() for _, row in table)
     for line, row in table:
-        there = _place(folder, row["path"])
+        if re.match("[a-z][a-z0-9]+://", row["path"].strip(), re.IGNORECASE):
+            address = row["path"].strip()
+            wrong.append(f"  line {line}: {address} is a web address: fetch the photo first")
+            continue
+        there = _place(folder, row["path"], real)
         if there is None:
             missing.append(f"  line {line}: {folder / row['path']}")
             continue
         word = split_word(row["split"]) if splits else ""
         group = row.get("group", "").strip()
+        identity = real((folder / there).parent) / PurePosixPath(there).name
+        if identity in rows:  # perhaps written in another way
+            there = rows[identity][1].path
         made = _Row(row["label"].strip(), there, split=word or "", group=group)
-        before = rows.setdefault(there, (line, made))
+        before = rows.setdefault(identity, (line, made))
         if not made.label:
             wrong.append(f"  line {line}: {there} has no label")
         elif word is None:
@@ -468,20 +568,37 @@ def _from_csv(path: Path) -> Photos:
         )
     listed = [row for _, row in rows.values()]
     results = _examined(folder, [row.path for row in listed])
-    others = [result for result in results if result]
+    # Who names a file means it as a photo.
+    others = [replace(result, kind="unreadable") for result in results if result]
     kept = [row for row, result in zip(listed, results, strict=True) if not result]
     if not kept:
-        raise FieldmarkError(f"{path} names no photo that can be read: add rows to it.")
+        bad = _shown([f"  {folder / each.path}: {each.why}" for each in others])
+        raise FieldmarkError(
+            f"{path} names no photo that can be read: add rows to it"
+            + (f".\n{bad}" if bad else ".")
+        )
     linked = sorted(row.path for row in kept if (folder / row.path).is_symlink())
     return _photos(folder, kept, others, linked, source=path)
 
 
-def _place(folder: Path, name: str) -> str | None:
-    """Return a CSV's path as it is on this system, with forward slashes; none: it is not there."""
+def _place(folder: Path, name: str, real: Callable[[Path], Path]) -> str | None:
+    """Return a CSV's path as it is on this system, with forward slashes; none: it is not there.
+
+    What goes up by `..` is shortened, except where a link is on the way.
+    """
     for spelling in (name, name.strip(), name.strip().replace("\\", "/")):
         if spelling.strip() and os.path.lexists(folder / spelling):
-            return Path(spelling).as_posix()
+            there, short = Path(spelling), Path(os.path.normpath(spelling))
+            if ".." in there.parts and real((folder / short).parent) == real(
+                (folder / there).parent
+            ):
+                there = short
+            return there.as_posix()
     return None
+
+
+def _real(folder: Path) -> Path:
+    return Path(os.path.realpath(folder))
 
 
 def _unknown_split(word: str) -> str:
@@ -536,11 +653,16 @@ def _photos(
     )
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
     """Return what lies in a folder, by name."""
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder, by name, or raise a `FieldmarkError`."""
     try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+        return _scan(folder)
     except FileNotFoundError as error:
         raise FieldmarkError(f"There is no folder {folder}: check the path.") from error
     except NotADirectoryError as error:
@@ -548,20 +670,19 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             f"{folder} cannot be read as a folder ({error.strerror}): "
             "name a folder with one sub-folder of photos for each class."
         ) from error
-    except OSError as error:
+    except PermissionError as error:
         raise FieldmarkError(
             f"{folder} cannot be read ({error.strerror}): change its rights."
+        ) from error
+    except OSError as error:
+        raise FieldmarkError(
+            f"{folder} cannot be read ({error.strerror}): check the path."
         ) from error
 
 
 def _identity(folder: Path) -> tuple[int, int]:
     """Return what tells a folder from all others, whatever the path to it."""
-    try:
-        facts = folder.stat()
-    except OSError as error:
-        raise FieldmarkError(
-            f"{folder} cannot be read ({error.strerror}): change its rights."
-        ) from error
+    facts = folder.stat()
     return facts.st_dev, facts.st_ino
 
 
@@ -601,18 +722,37 @@ def _extensions(files: Iterable[str]) -> str:
 
 def _refuse_unwritable(source: Path, names: Iterable[str]) -> None:
     """Raise for names that no text file can hold, one name a line."""
+    bad = dict[str, None]()  # of a folder and all that lies in it only the folder
     for name in names:
-        if "\n" in name or "\r" in name or any("\ud800" <= sign <= "\udfff" for sign in name):
-            raise FieldmarkError(
-                f"The name {name!r} in {source} holds a line break or is not UTF-8: rename it."
-            )
+        if found := re.search("[\n\r\ud800-\udfff]", name):
+            bad[name[: found.start()] + name[found.start() :].partition("/")[0]] = None
+    if len(bad) == 1:
+        raise FieldmarkError(
+            f"The name {next(iter(bad))!r} in {source} holds a line break or is not UTF-8: "
+            "rename it."
+        )
+    if bad:
+        raise FieldmarkError(
+            f"{len(bad)} names in {source} hold line breaks or are not UTF-8: rename them:\n"
+            + _shown([f"  {name!r}" for name in bad])
+        )
+
+
+def _in_order(parts: Iterable[str]) -> list[str]:
+    """Sort folders that are called like the parts of a split: training comes first."""
+    return sorted(parts, key=lambda name: [*SPLIT_WORDS].index(name.strip().casefold()))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Write names as a sentence does: `a, b and c`."""
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
 # ---- the article's reader -----------------------------------------------------------------------
 
 
 def _is_class(entry: os.DirEntry[str]) -> bool:
-    return Path(entry.path).is_dir() and not entry.name.startswith(".")
+    return stat.S_ISDIR(_mode(Path(entry.path))) and not entry.name.startswith(".")
 
 
 def _files(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ through `images`, keeps near duplicates together in the split, and keeps the pho
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldmark import article, cache, data, split
+from fieldmark import article, cache, data, files, split
 from fieldmark.augment import Augment, room
-from fieldmark.batches import Batches, balancing_weights, preview
+from fieldmark.batches import Batches, balancing_weights, preview, require_picture
 from fieldmark.check import quick
 from fieldmark.console import say
 from fieldmark.data import Photos
@@ -49,13 +49,26 @@ class Feed:
     validation_steps: int
     first: tuple[NDArray[Any], NDArray[Any]]  # the first batch: pixels (b, h, w, 3) of 0 to 255
     held_out: Callable[[], NDArray[Any]]  # some validation photos, (up to 8, h, w, 3), 0 to 255
+    batches: Batches | None = None  # those to train on; the article's are none of ours
 
 
-def feed(recipe: Recipe, source: str | os.PathLike[str]) -> Feed:
-    """Return what the recipe trains on."""
-    return (
-        by_article(recipe, source) if recipe.pipeline == "article" else by_batches(recipe, source)
-    )
+def feed(recipe: Recipe, source: str | os.PathLike[str], *, outputs: Iterable[Path] = ()) -> Feed:
+    """Return what the recipe trains on; `outputs` may not lie among the photos."""
+    recipe = recipe.resolved()
+    listed = listing(recipe, source)
+    reserved = data.reserved(listed, Path(source))
+    for place in outputs:
+        files.refuse_among(place, reserved)
+    if recipe.pipeline == "article":
+        return by_article(recipe, listed)
+    files.refuse_among(cache.where(), reserved)
+    return by_batches(recipe, listed)
+
+
+def listing(recipe: Recipe, source: str | os.PathLike[str]) -> Photos:
+    """Return the photos of a source as the recipe wants them listed."""
+    keras_lists = recipe.pipeline == "article" or recipe.split == "article"
+    return data.list_article(source) if keras_lists else data.list_photos(source)
 
 
 def specification(recipe: Recipe) -> ImageSpec:
@@ -71,10 +84,9 @@ def specification(recipe: Recipe) -> ImageSpec:
 # ---- the article's ------------------------------------------------------------------------------
 
 
-def by_article(recipe: Recipe, source: str | os.PathLike[str]) -> Feed:
+def by_article(recipe: Recipe, listed: Photos) -> Feed:
     """Return the article's batches: Keras' reader and split, the batches frozen after one epoch."""
     _refuse_choices(recipe)
-    listed = data.list_article(source)
     refuse_few(recipe, len(listed), int(recipe.validation_split * len(listed)))  # as Keras rounds
     article.tensorflow()
     hashes = data.audit(listed, article.decode)
@@ -85,7 +97,7 @@ def by_article(recipe: Recipe, source: str | os.PathLike[str]) -> Feed:
     kept = len(listed) * recipe.image_size**2 * 3 * 4 / 1e9  # float32, as the article keeps them
     if kept > 1:
         say(f"All of them are kept in memory, which takes {kept:.1f} GB.")
-    training, validation = article.read_photos(source, recipe)
+    training, validation = article.read_photos(listed.folder, recipe)
     images, labels = next(iter(training))
     batches, validation_batches = article.pipeline(training, validation)
     return Feed(
@@ -105,7 +117,8 @@ def by_article(recipe: Recipe, source: str | os.PathLike[str]) -> Feed:
 
 def _refuse_choices(recipe: Recipe) -> None:
     """Raise where the recipe changes what the article's pipeline does not know."""
-    changed = [name for name in NOT_THE_ARTICLES if getattr(recipe, name) != getattr(ARTICLE, name)]
+    plain = ARTICLE.resolved()
+    changed = [name for name in NOT_THE_ARTICLES if getattr(recipe, name) != getattr(plain, name)]
     if changed:
         flags = ", ".join("--" + name.replace("_", "-") for name in changed)
         raise FieldmarkError(
@@ -116,16 +129,17 @@ def _refuse_choices(recipe: Recipe) -> None:
 # ---- ours ---------------------------------------------------------------------------------------
 
 
-def by_batches(recipe: Recipe, source: str | os.PathLike[str]) -> Feed:
+def by_batches(recipe: Recipe, listed: Photos) -> Feed:
     """Return batches that are drawn anew in every epoch, of photos that are decoded once."""
-    listed = data.list_article(source) if recipe.split == "article" else data.list_photos(source)
     say(split.listed(listed))
-    records = placed(recipe, listed)
+    records, together = placed(recipe, listed)
     say(split.table(records))
-    for warning in split.warnings(records):
+    shares = {"validation": recipe.validation_split, "test": recipe.test_split}
+    for warning in split.warnings(records, together, shares):
         say(f"Note: {warning}")
     training, validation = batches_of(recipe, listed, records)
     images, labels = training.seen(0, 0)
+    some = np.random.default_rng(recipe.seed).permutation(len(validation.pixels))[:8]
     return Feed(
         photos=listed,
         records=records,
@@ -135,12 +149,18 @@ def by_batches(recipe: Recipe, source: str | os.PathLike[str]) -> Feed:
         steps=len(training),
         validation_steps=len(validation),
         first=(images, labels.argmax(axis=1)),
-        held_out=lambda: np.array(validation.pixels[:8]),
+        held_out=lambda: validation.pixels[some],
+        batches=training,
     )
 
 
-def placed(recipe: Recipe, listed: Photos) -> tuple[Record, ...]:
-    """Return the split that the recipe asks for; all photos are read, and all bad ones named."""
+def placed(
+    recipe: Recipe, listed: Photos
+) -> tuple[tuple[Record, ...], tuple[tuple[int, ...], ...]]:
+    """Return the split that the recipe asks for, and the groups of copies by their indices.
+
+    All photos are read for it, and all bad ones named at once.
+    """
     shares = {"validation": recipe.validation_split, "test": recipe.test_split}
     split.refuse_shares(**shares)
     if recipe.split == "article":
@@ -151,15 +171,20 @@ def placed(recipe: Recipe, listed: Photos) -> tuple[Record, ...]:
             )
         refuse_few(recipe, len(listed), int(recipe.validation_split * len(listed)))
         looked = quick(listed)
-        return split.article(
+        records = split.article(
             listed, looked.hashes, validation=recipe.validation_split, seed=recipe.split_seed
         )
+        return records, looked.together
     before = () if recipe.split == "stratified" else split.read(split_file(recipe.split))
     groups = split.by_pattern(listed.paths, recipe.group_by) if recipe.group_by else ()
     looked = quick(listed)
-    if before and (differences := split.changes(before, listed, looked.hashes)):
-        say(split.described(differences))
-    return split.assign(
+    if before:
+        differences = split.changes(before, listed, looked.hashes)
+        if differences:
+            say(split.described(differences))
+        if note := split.ungrouped(before, listed, differences, groups):
+            say(f"Note: {note}")
+    records = split.assign(
         listed,
         looked.hashes,
         **shares,
@@ -168,6 +193,7 @@ def placed(recipe: Recipe, listed: Photos) -> tuple[Record, ...]:
         twins=looked.together,
         before=before,
     )
+    return records, looked.together
 
 
 def split_file(place: str) -> Path:
@@ -194,17 +220,19 @@ def batches_of(
     spec = specification(recipe)
     augment = Augment.of(recipe.augment, mixup=recipe.mixup, cutmix=recipe.cutmix)
     wanted = {"training": room(spec) if augment.changes else spec, "validation": spec}
-    kept, labels = {}, {}
-    for part, rows in parts.items():
-        items = [cache.Item(listed.folder / row.path, row.sha256) for row in rows]
-        kept[part] = cache.build(items, wanted[part])
-        labels[part] = np.array([number[row.label] for row in rows])
+    labels = {part: np.array([number[row.label] for row in rows]) for part, rows in parts.items()}
     sizes = np.bincount(labels["training"], minlength=len(listed.classes))
     if not sizes.all():
         raise FieldmarkError(
             f"{listed.classes[int(np.argmin(sizes))]} has no photo to train on: add photos, "
             "or change the split."
         )
+    kept = {
+        part: cache.build(
+            [cache.Item(listed.folder / row.path, row.sha256) for row in rows], wanted[part]
+        )
+        for part, rows in parts.items()
+    }
     weights = None
     if recipe.balance == "weights":
         weights = balancing_weights(labels["training"], len(listed.classes))
@@ -231,18 +259,23 @@ def batches_of(
     return training, validation
 
 
-def sheet(recipe: Recipe, source: str | os.PathLike[str], path: Path) -> None:
-    """Write a sheet of what the network will see of the photos, without training."""
+def require_preview(recipe: Recipe, path: Path) -> None:
+    """Raise where no preview can be written, before any photo is read."""
     if recipe.pipeline == "article":
         raise FieldmarkError(
             "The article's pipeline shows every photo as it is: add --pipeline batches, "
             "or leave --preview out."
         )
-    listed = data.list_article(source) if recipe.split == "article" else data.list_photos(source)
-    training, _ = batches_of(recipe, listed, placed(recipe, listed))
-    for note in preview(training, path, classes=listed.classes):
-        say(note)
-    say(f"Preview: {path}")
+    require_picture(path)
+    files.require_folder(path.parent)
+
+
+def write_preview(fed: Feed, path: Path) -> None:
+    """Write a sheet of what the network will see."""
+    if fed.batches is not None:
+        for note in preview(fed.batches, path, classes=fed.photos.classes):
+            say(note)
+        say(f"Preview: {path}")
 
 
 # ---- what both refuse ---------------------------------------------------------------------------

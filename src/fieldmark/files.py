@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     if path.is_dir() or not path.name:
         raise FieldmarkError(f"{path} is a folder: name a file.")
+    with writing(path):
+        if path.exists() and not path.is_file():  # a device would be replaced, not written to
+            raise FieldmarkError(f"{path} is a device or a pipe: name a file.")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     with writing(path):
         try:
@@ -69,6 +72,30 @@ def refuse_existing(path: Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if not os.access(above, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def require_folder(folder: Path) -> None:
+    """Raise where a folder that a file is to be written into is not there, or not writable."""
+    with writing(folder):
+        if not folder.is_dir():
+            raise FieldmarkError(f"There is no folder {folder}: make it first.")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def refuse_among(place: Path, folders: Iterable[Path]) -> None:
+    """Raise where a file or folder would be written into, or over, one of these: they are read.
+
+    Symbolic links are followed on both sides, so that no way leads in.
+    """
+    with writing(place):
+        real = Path(os.path.realpath(place))
+        for folder in folders:
+            if real.is_relative_to(os.path.realpath(folder)):
+                raise FieldmarkError(
+                    f"{place} lies among the photos of {folder}, which are only read: "
+                    "name a place elsewhere."
+                )
 
 
 @contextmanager

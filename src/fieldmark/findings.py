@@ -8,9 +8,12 @@ table of all that can be found, with what to do about it. `sheet` writes a repor
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -47,6 +50,11 @@ KINDS = {
         "Sort the photos into one sub-folder a class, or list them in a CSV with the columns path "
         "and label; the line beside it says what is missing.",
     ),
+    "unwritable": Kind(
+        "error",
+        "Names that no CSV can hold",
+        "Rename these files or the folders above them: in UTF-8, and without line breaks.",
+    ),
     "unreadable": Kind(
         "error",
         "Photos that cannot be read",
@@ -60,9 +68,19 @@ KINDS = {
     ),
     "leak": Kind(
         "error",
-        "The same photo on two sides of the split",
-        "Split again with fieldmark split, which keeps copies together, or take the copies "
-        "away: what was trained on cannot test.",
+        "The same photo or group on two sides of the split",
+        "Take the copies away, and bring each group to one side: what was trained on cannot test.",
+    ),
+    "unread": Kind(
+        "error",
+        "Classes without a photo that can be read",
+        "Fetch or export their photos again, or take the class away.",
+    ),
+    "untaught": Kind(
+        "error",
+        "Classes without a photo to train on",
+        "Move some of their photos to the training side, or take the class away: fieldmark train "
+        "refuses them.",
     ),
     "lonely": Kind(
         "error",
@@ -202,7 +220,10 @@ KINDS = {
         "Nothing for fieldmark, which converts them; other readers show other colours.",
     ),
 }
-ABOUT_CLASSES = {"lonely", "few", "unbalanced", "alike names", "nested"}
+ABOUT_CLASSES = {"unread", "untaught", "lonely", "few", "unbalanced", "alike names", "nested"}
+
+JOINERS = "\u200c\u200d"  # in Persian words and in emoji; they turn nothing around
+TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they show what follows in another order
 
 
 @dataclass(frozen=True)
@@ -212,6 +233,7 @@ class Seen:
     path: str  # relative to the folder, with forward slashes; a CSV's may be absolute
     label: str = ""  # the class; empty: it has none
     split: str = ""  # the part of the split that it lies in; empty: none
+    group: str = ""  # what must not be parted has one name; empty: it stands alone
     why: str = ""  # why it is not used, a clause: "is cut off"; empty: it is used
     kind: str = "used"  # or "unreadable", "skipped", "hidden"
     bytes: int = 0
@@ -235,6 +257,7 @@ class Finding:
 
     kind: str  # one of `KINDS`
     cases: tuple[Case, ...]
+    advised: str = ""  # instead of the kind's advice, where the case is another
 
     @property
     def severity(self) -> Severity:
@@ -249,7 +272,7 @@ class Finding:
     @property
     def advice(self) -> str:
         """What to do about it."""
-        return KINDS[self.kind].advice
+        return self.advised or KINDS[self.kind].advice
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
@@ -304,8 +327,9 @@ class Report:
     linked: tuple[str, ...]
     findings: tuple[Finding, ...]  # the most severe first
     intervals: tuple[Interval, ...]  # of all photos, and of the smallest class
-    assumed: bool  # no split was given; the intervals are for a fifth
+    assumed: bool  # no validation is given; the intervals are for a fifth of what trains
     alike: dict[str, int]  # a number a group of equal or nearly equal photos, by path
+    reserved: tuple[Path, ...] = ()  # the folders in which nothing is written
 
     @property
     def used(self) -> tuple[Seen, ...]:
@@ -330,7 +354,9 @@ class Report:
         parts = [f"{counts['used']:,} used"]
         parts += [f"{counts[k]:,} {k}" for k in ("unreadable", "skipped", "hidden") if counts[k]]
         line = f"{many(len(self.files), 'file')}: {', '.join(parts)}"
-        return line + (f"; {len(self.linked):,} by symbolic links" if self.linked else "")
+        links = {*self.linked}
+        linked = sum(not links.isdisjoint(_ways(seen.path)) for seen in self.used) if links else 0
+        return line + (f"; {linked:,} by symbolic links" if linked else "")
 
     @property
     def balance(self) -> str:
@@ -381,11 +407,25 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return middle - reach, middle + reach
 
 
-def printable(name: str) -> str:
-    """Return a name with the signs escaped that would do something to a terminal."""
+def printable(text: str) -> str:
+    """Return a text with the signs escaped that would do something to a terminal, or turn it."""
     return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name
+        sign if sign.isprintable() or sign in JOINERS else _escaped(sign) for sign in text
     )
+
+
+def straight(text: str) -> str:
+    """Return a text with the signs escaped that show what follows in another order."""
+    return TURNS.sub(lambda found: _escaped(found[0]), text)
+
+
+def _escaped(sign: str) -> str:
+    return sign.encode("unicode_escape").decode()
+
+
+def _ways(path: str) -> Iterator[str]:
+    """Yield a path and the folders above it."""
+    return accumulate(path.split("/"), "{}/{}".format)
 
 
 def many(count: int, one: str, more: str = "") -> str:

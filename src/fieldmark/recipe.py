@@ -56,11 +56,11 @@ class Recipe(BaseModel):
         0.001, gt=0, le=10, description="Step size of Adam. The article's, and Adam's default."
     )
     split: str = Field(
-        "article",
+        "auto",
         min_length=1,
         description="`article`: Keras' own, by chance alone. `stratified`: each class in its "
-        "share, near duplicates and groups together. Or the `split.csv` or the run to take "
-        "it from; photos that are new there are added.",
+        "share, near duplicates and groups together. `auto`: the one that goes with the pipeline. "
+        "Or the `split.csv` or the run to take it from; photos that are new there are added.",
     )
     validation_split: float = Field(
         0.2,
@@ -124,6 +124,12 @@ class Recipe(BaseModel):
         """Return this recipe with other values, validated again."""
         return Recipe.model_validate({**self.model_dump(), **values})
 
+    def resolved(self) -> Recipe:
+        """Return this recipe with every choice made that it leaves open."""
+        if self.split != "auto":
+            return self
+        return self.changed(split="article" if self.pipeline == "article" else "stratified")
+
 
 ARTICLE = Recipe.model_validate({})
 
@@ -134,7 +140,6 @@ SMALL = ARTICLE.changed(
     image_size=64,
     batch_size=16,
     epochs=20,
-    split="stratified",
     augment=0.3,
 )
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import base64
 import csv
-import errno
 import io
 import os
 import shutil
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files as packaged
 from pathlib import Path
@@ -27,11 +27,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fieldmark import files, images
+from fieldmark import data, files, images
 from fieldmark.console import meter
 from fieldmark.data import Photos
 from fieldmark.errors import FieldmarkError
-from fieldmark.findings import Case, Finding, Report, Seen, printable
+from fieldmark.findings import Case, Finding, Report, Seen, printable, straight
 from fieldmark.formats import UnreadableImage
 from fieldmark.quality import Measures
 
@@ -56,7 +56,7 @@ def table(report: Report, *, width: int | None = None, colour: bool | None = Non
         markup=False,
         legacy_windows=False,
     )
-    console.print(printable(report.account))
+    console.print(report.account)
     console.print(report.balance)
     for line in _interval_lines(report):
         console.print(line)
@@ -129,11 +129,11 @@ def _one_a_reason(cases: Iterable[Case]) -> Sequence[Case]:
 
 def _case_text(case: Case) -> str:
     if len(case.paths) < 2:
-        return " ".join(filter(None, (*map(printable, case.paths), case.what)))
+        return " ".join(map(printable, filter(None, (*case.paths, case.what))))
     names = " = ".join(printable(path) for path in case.paths[:NAMED])
     more = len(case.paths) - NAMED
     others = f" and {more:,} more" if more > 0 else ""
-    return names + others + (f" ({case.what})" if case.what else "")
+    return names + others + (f" ({printable(case.what)})" if case.what else "")
 
 
 # ---- as CSV -------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes what begins
 
 
 def write_csv(report: Report, path: Path) -> None:
-    """Write a row a file, used or not, whole or not at all."""
+    """Write a row a file, used or not, and a row for what else was found; whole or not at all."""
     _refuse_place(path, report)
     with (
         files.whole_file(path) as temporary,
@@ -160,28 +160,40 @@ def write_csv(report: Report, path: Path) -> None:
 def _rows(report: Report) -> Iterator[dict[str, object]]:
     """Yield a row a file, in the order of the paths."""
     kinds = defaultdict[str, list[str]](list)
+    others = dict[str, str]()  # what is no file here: missing photos, empty folders
+    there = {seen.path for seen in report.files}
     for finding in report.findings:
-        for path in () if finding.about_classes else finding.paths:
-            kinds[path].append(finding.kind)
+        for case in () if finding.about_classes else finding.cases:
+            for path in case.paths:
+                kinds[path].append(finding.kind)
+                if path not in there:
+                    others[path] = case.what
     for seen in report.files:
         measures = asdict(seen.measures) if seen.measures else {}
         yield {
             "path": _cell(seen.path, "./"),
-            "label": _cell(seen.label, "'"),
+            "label": _cell(seen.label),
             "split": seen.split,
-            "findings": ";".join(kinds[seen.path]),
-            "why": seen.why,
+            "findings": ";".join(dict.fromkeys(kinds[seen.path])),
+            "why": _cell(printable(seen.why)),
             "alike": report.alike.get(seen.path, ""),
             "bytes": seen.bytes or "",
             "sha256": seen.sha256,
             **(asdict(seen.facts) if seen.facts else {}),
+            **({"profile": _cell(printable(seen.facts.profile))} if seen.facts else {}),
             **{name: f"{value:.4g}" for name, value in measures.items()},
         }
+    for path, what in others.items():
+        row = {"path": _cell(path, "./"), "why": _cell(printable(what))}
+        yield {**row, "findings": ";".join(dict.fromkeys(kinds[path]))}
 
 
-def _cell(name: str, before: str) -> str:
-    """Keep a spreadsheet from computing a name: `./=1` is the same path as `=1`."""
-    return before + name if name.startswith(FORMULA) else name
+def _cell(text: str, before: str = "'") -> str:
+    """Keep a spreadsheet from computing a text, or showing it turned.
+
+    Before a path goes `./`, for `./=1` is the same path as `=1`.
+    """
+    return straight(before + text if text.startswith(FORMULA) else text)
 
 
 # ---- as a page ----------------------------------------------------------------------------------
@@ -213,7 +225,6 @@ def _page(report: Report) -> str:
     sizes = report.sizes
     return environment.from_string(template).render(
         report=report,
-        counts=Counter(finding.severity for finding in report.findings),
         intervals=_interval_lines(report),
         sections=_sections(report),
         sizes=sorted(sizes.items(), key=lambda size: (-size[1], size[0]))[:BARS],
@@ -325,30 +336,35 @@ def refuse_places(
     split: str | os.PathLike[str] | None = None,
 ) -> None:
     """Raise for a place that cannot be written to; what reads for long asks before it does."""
+    reserved = data.reserved(photos, source)
     paths = [*photos.paths, *(each.path for each in photos.left_out)]
     for path in places:
-        _refuse_among(path, source, photos.folder, paths)
+        _refuse_over(path, source, photos.folder, paths, reserved)
         if split is not None and path.resolve() == Path(split).resolve():
             raise FieldmarkError(f"{path} is the split itself: name another file.")
-        with files.writing(path):
-            if not path.parent.is_dir():
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            if not os.access(path.parent, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        files.require_folder(path.parent)
     if len({path.resolve() for path in places}) < len(places):
         raise FieldmarkError(f"{places[0]} cannot be both the CSV and the sheet: name two files.")
 
 
 def _refuse_place(path: Path, report: Report) -> None:
-    _refuse_among(path, report.source, report.folder, (seen.path for seen in report.files))
+    paths = (seen.path for seen in report.files)
+    _refuse_over(path, report.source, report.folder, paths, report.reserved)
 
 
-def _refuse_among(path: Path, source: Path, folder: Path, photos: Iterable[str]) -> None:
-    """Raise where a file would lie in the folder of photos, or be written over one of them."""
-    place = path.resolve()
-    if source.is_dir() and place.is_relative_to(folder.resolve()):
-        raise FieldmarkError(
-            f"{path} lies among the photos, which are only read: name a file outside of {source}."
-        )
-    if place == source.resolve() or any(place == (folder / name).resolve() for name in photos):
-        raise FieldmarkError(f"{path} is one of the files that are checked: name another file.")
+def _refuse_over(
+    path: Path, source: Path, folder: Path, photos: Iterable[str], reserved: Iterable[Path]
+) -> None:
+    """Raise where a file would lie in a folder of photos, or be written over what is read."""
+    files.refuse_among(path, reserved)
+    try:
+        there = path.stat()
+    except OSError:
+        return  # there is nothing to write over
+    # The folder of a CSV is not reserved, and may hold photos.
+    for each in (source, *(folder / name for name in photos)):
+        with suppress(OSError):  # it is gone
+            if os.path.samestat(there, each.stat()):
+                raise FieldmarkError(
+                    f"{path} is one of the files that are checked: name another file."
+                )

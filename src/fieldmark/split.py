@@ -12,17 +12,19 @@ import csv
 import hashlib
 import os
 import re
+import stat
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from rich.cells import cell_len
 
-from fieldmark import data, files, strata
+from fieldmark import data, duplicates, files, strata
 from fieldmark.console import say
 from fieldmark.data import (
     Photos,
@@ -33,6 +35,7 @@ from fieldmark.data import (
     nested,
     sha256s,
     split_word,
+    taken_for_classes,
 )
 from fieldmark.errors import FieldmarkError
 from fieldmark.strata import Unit
@@ -42,7 +45,22 @@ SPLITS: tuple[Split, ...] = ("training", "validation", "test")
 NAMED = 5  # names that a sentence gives before it counts the rest
 ROWS = 50  # classes that a table shows before it counts the rest
 
-Twins = Callable[[Photos, Sequence[str]], Sequence[Sequence[int]]]
+ALIKE = "alike-"  # how the name of a group begins that only contents make
+
+
+class Looked(Protocol):
+    """What is known of photos that were read; `check.Quick` is one."""
+
+    @property
+    def hashes(self) -> Sequence[str]:
+        """The sha256, one a photo."""
+
+    @property
+    def together(self) -> Sequence[Sequence[int]]:
+        """Groups of equal and nearly equal photos, by index."""
+
+
+Look = Callable[[Photos], Looked]
 
 
 @dataclass(frozen=True)
@@ -93,45 +111,52 @@ def make(
     seed: int = 123,
     group_by: str | None = None,
     keras: bool = False,
-    twins: Twins | None = None,
+    look: Look | None = None,
 ) -> tuple[Record, ...]:
     """Split the photos of a folder or a CSV, write the split to `out`, and say what it is.
 
-    Where `out` exists it is extended: the photos in it keep their places. `twins` finds groups of
-    near duplicates, by their indices; `keras` takes Keras' own split instead of ours.
+    Where `out` exists it is extended: the photos in it keep their places. `look` reads the photos
+    and finds near duplicates; without it they are only hashed. `keras` takes Keras' own split
+    instead of ours.
     """
-    path = Path(out)
+    path, shares = Path(out), {"validation": validation, "test": test}
     refuse_shares(validation, test)
     if keras and (test or group_by):
         raise FieldmarkError(
             "Keras' split has neither test photos nor groups: "
             "leave --test and --group-by out, or leave --article out."
         )
-    photos = list_article(source) if keras else list_photos(source)
-    _refuse_among_photos(path, Path(source), photos)
+    _refuse_place(path, Path(source))
     before = _earlier(path, keras=keras)
+    photos = list_article(source, instead="leave --article out") if keras else list_photos(source)
+    files.refuse_among(path, data.reserved(photos, source))
     names = by_pattern(photos.paths, group_by) if group_by else ()
     say(listed(photos))
-    hashes = sha256s(photos)
-    together = twins(photos, hashes) if twins and not keras else ()
+    looked = look(photos) if look else None
+    hashes = looked.hashes if looked else sha256s(photos)
+    together = looked.together if looked and not keras else ()
     if keras:
         records = article(photos, hashes, validation=validation, seed=seed)
     else:
         records = assign(
             photos,
             hashes,
-            validation=validation,
-            test=test,
+            **shares,
             seed=seed,
             groups=names,
             twins=together,
             before=before,
         )
     write(path, records)
-    if before and (differences := changes(before, photos, hashes)):
-        say(described(differences))
+    if before:
+        kept = _count(before, "photo")
+        say(f"{path} exists: its {kept} keep their places; the shares hold for new ones.")
+        if differences := changes(before, photos, hashes):
+            say(described(differences))
+        if note := ungrouped(before, photos, differences, names):
+            say(f"Note: {note}")
     say(table(records))
-    for warning in warnings(records, together):
+    for warning in warnings(records, together, shares, extended=bool(before)):
         say(f"Note: {warning}")
     say(f"Split: {path}")
     return records
@@ -151,8 +176,9 @@ def assign(
     """Place every photo, in the order of the photos; the shares are of each class.
 
     `hashes` and `groups` are one a photo, `twins` holds the indices of photos that belong
-    together, `before` is an earlier split whose photos keep their places. What folders or a CSV
-    say comes first; a part that they lack and that is asked for is cut from their training photos.
+    together, `before` is an earlier split whose photos keep their places, and its groups hold. What
+    folders or a CSV say comes first; a part that they lack and that is asked for is cut from their
+    training photos.
     `docs/split.md` has the rules.
     """
     refuse_shares(validation, test)
@@ -161,7 +187,8 @@ def assign(
             f"No photo of {photos.folder} is given to training: say which ones are."
         )
     shares = _shares(photos, validation, test)
-    units = _units(photos, hashes, groups, twins, seed)
+    said = (groups, photos.groups)
+    units = _units(hashes, said, _recorded(photos, hashes, before), twins, seed)
     kept, likely = _kept(photos, hashes, before, shares)
     # A given split is final: there photos follow only to the parts that are still to be made.
     places = _follow(units, kept, likely, shares if photos.given else SPLITS)
@@ -269,8 +296,16 @@ def write(path: Path, records: Iterable[Record]) -> None:
 
 def read(path: Path) -> tuple[Record, ...]:
     """Return the rows of a split; raises a `FieldmarkError` that names what is wrong, and where."""
-    if not path.is_file():
-        raise FieldmarkError(f"There is no split {path}: `fieldmark split` writes one.")
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except FileNotFoundError as error:
+        raise FieldmarkError(f"There is no split {path}: `fieldmark split` writes one.") from error
+    except OSError as error:
+        raise FieldmarkError(
+            f"{path} cannot be read ({error.strerror}): check the path."
+        ) from error
+    if kind in data.SPECIAL:
+        raise FieldmarkError(f"{path} {data.SPECIAL[kind]}: name a file.")
     names = [each.name for each in fields(Record)]
     records, lines = list[Record](), dict[str, int]()
     for line, row in read_table(path, names):
@@ -358,7 +393,8 @@ def listed(photos: Photos) -> str:
         parts = Counter(photos.given)
         shown = ", ".join(f"{parts[split]} {split}" for split in SPLITS if parts[split])
         text += f"; their split is given: {shown}"
-    notes = [f"{name} is a class, and holds folders that are classes" for name in nested(photos)]
+    notes = [note] if (note := taken_for_classes(photos)) else []
+    notes += [f"{name} is a class, and holds folders that are classes" for name in nested(photos)]
     notes += [
         f"{', '.join(names)} are {len(names)} classes whose names some systems take for the same"
         for names in alike(photos.classes)
@@ -388,16 +424,32 @@ def table(records: Sequence[Record]) -> str:
     )
 
 
-def warnings(records: Sequence[Record], twins: Sequence[Sequence[int]] = ()) -> tuple[str, ...]:
-    """Return what whoever trains by a split should know, a sentence each."""
+def warnings(
+    records: Sequence[Record],
+    groups: Sequence[Sequence[int]] = (),
+    shares: Mapping[str, float] | None = None,
+    *,
+    extended: bool = False,
+) -> tuple[str, ...]:
+    """Return what whoever trains by a split should know, a sentence each.
+
+    `groups` holds the indices of near duplicates; `shares` are those of validation and test that
+    were asked for: of these parts it is said where they are empty, which in a split that was
+    `extended` has another reason.
+    """
     there = {(record.label, record.split) for record in records}
     classes = sorted({record.label for record in records})
-    parts = {record.split for record in records} | {"training", "validation"}
+    parts = {record.split for record in records}
     notes = []
-    for split in (split for split in SPLITS if split in parts):
+    for split in SPLITS:
         without = [label for label in classes if (label, split) not in there]
-        if without:
+        if split in parts and without:
             notes.append(f"no {split} photos in {_some(without)}.")
+        elif split not in parts and (shares or {}).get(split, 0):
+            grouped = any(record.group for record in records)
+            why = "the groups are too large" if grouped else "the photos are too few"
+            why = "those of the earlier split keep their places" if extended else why
+            notes.append(f"no {split} photos: {why}.")
     labels = defaultdict[str, set[str]](set)
     for record in records:
         labels[record.group].add(record.label)
@@ -405,7 +457,7 @@ def warnings(records: Sequence[Record], twins: Sequence[Sequence[int]] = ()) -> 
     if across:
         notes.append(f"{_count(across, 'group')} of more than one class: {_some(across)}.")
     pairs = defaultdict[str, list[str]](list)
-    for leak in leaks(records, twins):
+    for leak in leaks(records, groups):
         sides = f"{leak.first} ({leak.splits[0]}), {leak.second} ({leak.splits[1]})"
         pairs[leak.why].append(sides)
     for why, shown in pairs.items():
@@ -430,6 +482,19 @@ def described(differences: Changes) -> str:
     return f"Photos since the split was written: {'; '.join(parts)}." if parts else ""
 
 
+def ungrouped(
+    records: Sequence[Record], photos: Photos, differences: Changes, groups: Sequence[str]
+) -> str:
+    """Say where the groups of an earlier split are unknown for new photos; "" where they are not.
+
+    `groups` are those that `by_pattern` found.
+    """
+    named = any(record.group and not record.group.startswith(ALIKE) for record in records)
+    if named and differences.new and not groups and not photos.groups:
+        return "the earlier split was grouped: give --group-by again, or new photos stand alone."
+    return ""
+
+
 def _some(names: Sequence[str], separator: str = ", ") -> str:
     more = len(names) - NAMED
     return separator.join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
@@ -443,38 +508,48 @@ def _count(things: Sequence[object], noun: str) -> str:
 
 
 def _units(
-    photos: Photos,
     hashes: Sequence[str],
-    groups: Sequence[str],
+    said: Sequence[Sequence[str]],
+    recorded: Sequence[str],
     twins: Iterable[Sequence[int]],
     seed: int,
 ) -> list[Unit]:
-    """Join the photos that share content, a group, or a near duplicate."""
-    above = list(range(len(photos)))  # a forest: of two joined photos the first is above
+    """Join the photos that share content, the name of a group, or a near duplicate.
 
-    def root(i: int) -> int:
-        while above[i] != i:
-            above[i] = above[above[i]]
-            i = above[i]
-        return i
-
-    for together in (_alike(hashes), _alike(groups), _alike(photos.groups), twins):
-        for first, *others in together:
-            for other in others:
-                a, b = sorted((root(first), root(other)))
-                above[b] = a
-    members = defaultdict[int, list[int]](list)
-    for i in range(len(photos)):
-        members[root(i)].append(i)
-    return [_unit(tuple(of), hashes, (groups, photos.groups), seed) for of in members.values()]
+    `said` are the groups that the pattern and the CSV give, `recorded` those of an earlier split.
+    """
+    named = defaultdict[str, list[int]](list)
+    for names in (*said, recorded):
+        for i, name in enumerate(names):
+            if name:
+                named[name].append(i)
+    pairs = (
+        (first, other)
+        for together in (_alike(hashes), named.values(), twins)
+        for first, *others in together
+        for other in others
+    )
+    members = duplicates.groups(len(hashes), pairs)
+    joined = {i for of in members for i in of}
+    members += [(i,) for i in range(len(hashes)) if i not in joined]
+    return [_unit(of, hashes, said, recorded, seed) for of in members]
 
 
 def _unit(
-    members: tuple[int, ...], hashes: Sequence[str], groups: Sequence[Sequence[str]], seed: int
+    members: tuple[int, ...],
+    hashes: Sequence[str],
+    said: Sequence[Sequence[str]],
+    recorded: Sequence[str],
+    seed: int,
 ) -> Unit:
     smallest = min(hashes[i] for i in members)
-    names = sorted({of[i] for of in groups if of for i in members if of[i]})
-    name = names[0] if names else f"alike-{smallest[:12]}" if len(members) > 1 else ""
+    found = set[str]()
+    for i in members:
+        own = {of[i] for of in said if of and of[i]}
+        # What was recorded may be the name of several groups: it serves where nothing else is said.
+        found |= own or {name for name in recorded[i : i + 1] if not name.startswith(ALIKE)} - {""}
+    names = sorted(found)
+    name = names[0] if names else f"{ALIKE}{smallest[:12]}" if len(members) > 1 else ""
     if len(names) > 1:  # near duplicates tie these groups together
         name = " + ".join(names) if len(names) < 4 else f"{name} + {len(names) - 1} more"
     key = hashlib.sha256(f"{seed}:{smallest}".encode()).hexdigest()
@@ -491,6 +566,20 @@ def _alike(values: Sequence[str]) -> list[list[int]]:
 
 
 # ---- what has its place already -----------------------------------------------------------------
+
+
+def _recorded(photos: Photos, hashes: Sequence[str], before: Sequence[Record]) -> list[str]:
+    """Return the group that an earlier split has for each photo: by its content, then its path."""
+    if not before:
+        return []
+    there = {*hashes}
+    by_content = {record.sha256: record.group for record in before}
+    # Whose content lies elsewhere now was moved, and another photo has its path.
+    by_path = {record.path: record.group for record in before if record.sha256 not in there}
+    return [
+        by_content.get(sha256, by_path.get(path, ""))
+        for path, sha256 in zip(photos.paths, hashes, strict=True)
+    ]
 
 
 def _shares(photos: Photos, validation: float, test: float) -> dict[Split, Fraction]:
@@ -559,15 +648,22 @@ def _earlier(path: Path, *, keras: bool) -> tuple[Record, ...]:
         raise FieldmarkError(
             f"{path} exists already, and Keras' split cannot be extended: name another file."
         )
+    with files.writing(path), path.open("rb") as file:
+        head = file.read(1000).replace(b"\0", b"").lower()  # it may be in UTF-16
+    if b"sha256" not in head:
+        raise FieldmarkError(f"{path} exists and is no split: name another file.")
     return read(path)
 
 
-def _refuse_among_photos(out: Path, source: Path, photos: Photos) -> None:
-    """Raise where the split would be written over the source, or among the photos of a folder."""
-    place = out.resolve()
-    if source.is_dir() and place.is_relative_to(photos.folder.resolve()):
-        raise FieldmarkError(
-            f"{out} lies among the photos, which are only read: name a file outside of {source}."
-        )
-    if place == source.resolve():
-        raise FieldmarkError(f"{out} is the list of photos itself: name another file.")
+def _refuse_place(out: Path, source: Path) -> None:
+    """Raise where no split can be written, or over the list of photos."""
+    with files.writing(out):
+        try:
+            kind = stat.S_IFMT(out.stat().st_mode)
+        except FileNotFoundError:
+            kind = 0
+        if kind in data.SPECIAL:
+            raise FieldmarkError(f"{out} {data.SPECIAL[kind]}: name a file.")
+        if os.path.realpath(out) == os.path.realpath(source):
+            raise FieldmarkError(f"{out} is the list of photos itself: name another file.")
+    files.require_folder(out.parent)

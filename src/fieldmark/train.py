@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 
 from fieldmark import article, backend, environment, files, plots
 from fieldmark.backend import keras
-from fieldmark.console import Meter, duration, meter, say
+from fieldmark.console import Meter, duration, meter, say, size
 from fieldmark.errors import FieldmarkError
-from fieldmark.feed import Feed, feed
+from fieldmark.feed import Feed, feed, require_preview, write_preview
 from fieldmark.findings import wilson
 from fieldmark.images import scale
 from fieldmark.network import build, summary
@@ -39,10 +39,13 @@ def fit(
     photos: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    preview: Path | None = None,
     language: Language = "en",
     show: bool = False,
 ) -> Run:
     """Train by the recipe and return the run; the photos are only read.
+
+    `preview` is a file for a sheet of what the network will see.
 
     Raises a `FieldmarkError` before anything is written where a photo, the folder `out` or a
     value of the recipe stands in the way. Ctrl-C keeps what the finished epochs left.
@@ -50,12 +53,16 @@ def fit(
     files.refuse_existing(Path(out))
     if show:
         require_screen()
-    refuse_inside(Path(out), Path(photos))
+    if preview is not None:
+        require_preview(recipe, preview)
+    recipe = recipe.resolved()
     keras.utils.set_random_seed(recipe.seed)
 
     found = article.devices() if recipe.pipeline == "article" else backend.devices()
     say(f"Devices: {', '.join(found) or 'no GPU, computing on the CPU'}")
-    fed = feed(recipe, photos)
+    fed = feed(recipe, photos, outputs=[Path(out), *([preview] if preview else [])])
+    if preview is not None:
+        write_preview(fed, preview)
     say(f"Classes: {', '.join(fed.photos.classes)}")
     network = build(recipe.network, image_size=recipe.image_size, classes=len(fed.photos.classes))
     require_room(Path(out), network)
@@ -91,7 +98,8 @@ def teach(network: Any, recipe: Recipe, fed: Feed, album: Album) -> None:
         network = logits_network(network)
         compile_network(network, recipe)
         steps, validation_steps = fed.steps, fed.validation_steps
-    say(f"Training {recipe.epochs} epochs of {fed.steps} steps; the first step takes longest.")
+    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
+    say(f"Training {epochs} of {fed.steps} steps; the first step takes longest.")
     with meter("Training", recipe.epochs * fed.steps) as shown, expected_warning():
         network.fit(
             fed.training,
@@ -101,7 +109,7 @@ def teach(network: Any, recipe: Recipe, fed: Feed, album: Album) -> None:
             validation_steps=validation_steps,
             shuffle=False,  # the pipeline does
             verbose=0,
-            callbacks=[Record(album.run), Progress(shown, recipe.epochs)],
+            callbacks=[Logger(album.run), Progress(shown, recipe.epochs)],
         )
     album.curves(album.run.read_log())
     images = fed.held_out()
@@ -118,7 +126,7 @@ def compile_network(network: Any, recipe: Recipe) -> None:
     )
 
 
-class Record(keras.callbacks.Callback):  # type: ignore[misc]
+class Logger(keras.callbacks.Callback):  # type: ignore[misc]
     """After each epoch: a line in the log, the last state, and the weights if they are the best."""
 
     def __init__(self, run: Run) -> None:
@@ -215,13 +223,10 @@ class Album:
             on_screen(figure)
 
 
-def refuse_inside(out: Path, photos: Path) -> None:
-    """Raise where the run would lie among the photos, and be a class of the next training."""
-    if photos.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(photos)):
-        raise FieldmarkError(
-            f"The run {out} would lie in the folder of photos {photos}, which is only read: "
-            "put --out elsewhere."
-        )
+def preview_only(recipe: Recipe, photos: str | os.PathLike[str], preview: Path) -> None:
+    """Write a sheet of what the network would see, and train nothing."""
+    require_preview(recipe, preview)
+    write_preview(feed(recipe, photos, outputs=[preview]), preview)
 
 
 def require_room(out: Path, network: Any) -> None:
@@ -235,7 +240,7 @@ def require_room(out: Path, network: Any) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise FieldmarkError(
-            f"{place} has {free / 1e9:.1f} GB free and the run needs {needed / 1e9:.1f} GB: "
+            f"{place} has {size(free)} free and the run needs {size(needed)}: "
             "free some room, or put --out on another disk."
         )
 

@@ -1,0 +1,662 @@
+"""The training loop: a network and its batches -> trained weights, killed and gone on from at will.
+
+In: a functional Keras network that ends in logits, a `Plan` (optimiser, rate and all that decides
+the result beside network and batches), the `Batches` of every epoch, those to validate on, and a
+`Keeper`, which says where the state lies and what else is to be kept. Out: an `Outcome`; on the way
+a line of figures for each finished epoch, and the best weights. Where there is a state the training
+goes on from it, and on one machine and backend it ends with the same bits as if it had never been
+stopped. `fieldmark train PHOTOS --pipeline batches --out RUN` runs it; `docs/resume.md` says what
+is kept and what is promised.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldmark import backend, kernels
+from fieldmark.backend import keras
+from fieldmark.batches import Batch, Batches
+from fieldmark.console import Meter, duration, meter, say
+from fieldmark.environment import installed
+from fieldmark.errors import FieldmarkError
+from fieldmark.state import Epoch, Header, read, refuse_other, sweep, write
+
+Monitor = Literal["loss", "accuracy"]
+
+# What a line of the log says of the time, and no two runs say alike.
+TIMES = ("seconds", "photos_per_second")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is trained, beside its batches."""
+
+    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: float = 1e-3  # the highest
+    schedule: Literal["constant", "cosine"] = "cosine"  # cosine: down to nothing at the end
+    warmup: float = 0.0  # epochs in which the rate rises from nothing
+    momentum: float = 0.9  # of SGD, Nesterov's
+    weight_decay: float = 0.0  # decoupled; of kernels only, not of biases and normalisation
+    clip: float = 0.0  # the longest that all gradients together may be; 0: any
+    average: float = 0.0  # share of the old average in the new one, at each step; 0: no averages
+    label_smoothing: float = 0.0
+    accumulate: int = 1  # batches whose gradients make one update
+    monitor: Monitor = "loss"  # what says which epoch is the best, of the validation
+    patience: int = 0  # epochs without a better one after which to stop; 0: never
+    statistics: int = 0  # batches from which normalisation's are taken before an evaluation
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Where a training's state lies, what it is of, and whom to tell what."""
+
+    state: Path
+    recipe: Mapping[str, Any]  # all that decides the result, for JSON; `Plan` is part of it
+    photos: NDArray[np.uint64]  # `state.digests` of the split
+    append: Callable[[Epoch], None]  # adds one line to the log
+    mend: Callable[[Sequence[Epoch]], None]  # makes the log hold these lines and no others
+    best: Callable[[Any], None]  # keeps the weights of the network that it is given
+    save_every: float = 300.0  # seconds between two states
+
+
+class Best(NamedTuple):
+    """Which of the weights are the best."""
+
+    epoch: int  # counted from 1
+    averaged: bool
+    value: float  # of what is monitored
+
+
+class Outcome(NamedTuple):
+    """What a training came to."""
+
+    log: tuple[Epoch, ...]
+    best: Best | None  # none where no evaluation gave a number
+    stopped: bool  # before its last epoch, as nothing became better
+
+
+class Evaluation(NamedTuple):
+    """The means over the photos that a network is tried on."""
+
+    loss: float  # cross-entropy, without label smoothing
+    accuracy: float
+
+
+def train(
+    network: Any,
+    plan: Plan,
+    *,
+    training: Sequence[Batches],
+    validation: Batches,
+    keeper: Keeper,
+) -> Outcome:
+    """Train the network to the end of the plan, or go on with it from the state that is there.
+
+    `training` has the batches of each epoch; their size may change from epoch to epoch. SIGINT
+    and SIGTERM save the state and leave by KeyboardInterrupt and SystemExit(143). Raises a
+    FieldmarkError for a state that does not match, a disk that is full, and a loss or weights that
+    are no numbers any more; the state of before is kept then. A state is of one process alone:
+    whoever calls this sees to it that no other one trains into the same place.
+    """
+    refuse_wrong(plan, training)
+    course = Course(network, plan, training, validation, keeper)
+    sweep(keeper.state)
+    if keeper.state.exists():
+        course.resume()
+    with Signals() as signals:
+        try:
+            course.run(signals.poll)
+            signals.poll()  # the last epoch may have ended since it came
+        except Stopped as stopped:
+            course.save()
+            stopped.leave()
+    best = best_of(course.header.log, plan.monitor)
+    done = course.header.epoch
+    return Outcome(tuple(course.header.log), best, done < len(training))
+
+
+# ---- what follows from the plan -----------------------------------------------------------------
+
+
+def refuse_wrong(plan: Plan, training: Sequence[Batches]) -> None:
+    """Raise a FieldmarkError for a plan that cannot be carried out."""
+    epochs = len(training)
+    for wrong, what in (
+        (not epochs, "There are no epochs to train: give 1 or more."),
+        (
+            plan.warmup > 0 and plan.warmup >= epochs,
+            f"A warm-up of {plan.warmup:g} epochs leaves nothing of a training of {epochs}: "
+            "give fewer, or more epochs.",
+        ),
+        (
+            plan.learning_rate <= 0,
+            f"A learning rate of {plan.learning_rate:g} trains nothing: give one above 0.",
+        ),
+        (
+            min(plan.warmup, plan.weight_decay, plan.clip, plan.patience, plan.statistics) < 0,
+            "Warm-up, weight decay, clipping, patience and batches for the statistics "
+            "cannot be negative: give 0 to leave one out.",
+        ),
+        (
+            not 0 <= plan.average < 1 or not 0 <= plan.label_smoothing < 1,
+            "Averaging and label smoothing are shares: give 0 to leave one out, and less than 1.",
+        ),
+        (
+            plan.accumulate < 1,
+            f"An update of {plan.accumulate} batches is none: give 1 or more.",
+        ),
+    ):
+        if wrong:
+            raise FieldmarkError(what)
+
+
+def optimiser_of(plan: Plan, network: Any) -> Any:
+    """Return Keras' optimiser of the plan, built for the network's trainable variables."""
+    options: dict[str, Any] = {
+        "weight_decay": plan.weight_decay or None,
+        "global_clipnorm": plan.clip or None,
+        "gradient_accumulation_steps": plan.accumulate if plan.accumulate > 1 else None,
+    }
+    if plan.average:
+        # Keras averages at each batch: so long as an update is made of several, each counts less.
+        momentum = plan.average ** (1 / plan.accumulate)
+        options |= {"use_ema": True, "ema_momentum": momentum}
+    if plan.optimiser == "sgd":
+        options |= {"momentum": plan.momentum, "nesterov": plan.momentum > 0}
+    elif plan.optimiser == "adamw":
+        options["weight_decay"] = plan.weight_decay  # AdamW takes no None
+    kinds = {
+        "adamw": keras.optimizers.AdamW,
+        "adam": keras.optimizers.Adam,
+        "sgd": keras.optimizers.SGD,
+    }
+    # The rate is a variable of the optimiser; the loop sets it before each step.
+    optimiser = kinds[plan.optimiser](float(plan.learning_rate), **options)
+    if plan.weight_decay:
+        kernels.keep_decay_off(optimiser, network)
+    optimiser.build(network.trainable_variables)
+    return optimiser
+
+
+def learning_rate(plan: Plan, step: int, *, total: int, warmup: int) -> float:
+    """Return the rate of a step, counted over all epochs from 0; it follows from these alone.
+
+    Linear for the first `warmup` steps, then constant or half a cosine that would reach 0 at step
+    `total` (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts).
+    """
+    if step < warmup:
+        return plan.learning_rate * (step + 1) / (warmup + 1)
+    if plan.schedule == "constant":
+        return plan.learning_rate
+    part = (step - warmup) / (total - warmup)
+    return plan.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
+
+
+def best_of(log: Sequence[Epoch], monitor: Monitor) -> Best | None:
+    """Return the best weights by the log: the first of equals, raw before averaged.
+
+    By accuracy the lower loss decides among equals. A figure that is no number is never the best.
+    """
+    best, highest = None, (-math.inf, -math.inf)
+    for line in log:
+        for prefix in ("", "averaged_"):
+            loss, accuracy = (line.get(f"{prefix}val_{name}") for name in ("loss", "accuracy"))
+            if loss is None or accuracy is None:
+                continue
+            merit = (-loss, 0.0) if monitor == "loss" else (accuracy, -loss)
+            if merit > highest:
+                value = loss if monitor == "loss" else accuracy
+                best = Best(int(line["epoch"] or 0), bool(prefix), value)
+                highest = merit
+    return best
+
+
+def over(log: Sequence[Epoch], plan: Plan, epochs: int) -> bool:
+    """Tell whether a training with this log is at its end."""
+    if len(log) >= epochs:
+        return True
+    best = best_of(log, plan.monitor)
+    return bool(plan.patience) and len(log) - (best.epoch if best else 0) >= plan.patience
+
+
+# ---- the course of a training -------------------------------------------------------------------
+
+
+class Course:
+    """A training under way: its variables, and the header that says where it stands."""
+
+    def __init__(
+        self,
+        network: Any,
+        plan: Plan,
+        training: Sequence[Batches],
+        validation: Batches,
+        keeper: Keeper,
+    ) -> None:
+        self.network = network
+        self.plan = plan
+        self.training = training
+        self.validation = validation
+        self.keeper = keeper
+        # For whoever saves it: the same layers, but never compiled, so without an optimiser.
+        self.bare = keras.Model(network.inputs, network.outputs, name=network.name)
+        self.optimiser = optimiser_of(plan, network)
+        loss = keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=plan.label_smoothing
+        )
+        self.step = kernels.training_step(network, self.optimiser, loss=loss)
+        self.forward = forward(network)
+        self.before = np.cumsum([0, *map(len, training)]).tolist()  # steps before each epoch
+        self.header = Header(recipe=keeper.recipe, made_with=made_with())
+        self.saved: tuple[int, int] | None = None  # epoch and step of the state on the disk
+        self.saved_at = time.monotonic()
+
+    # -- the state
+
+    def variables(self) -> list[tuple[str, Any]]:
+        """Return all variables with their names in the state.
+
+        A name has the variable's place, and its path without the numbers that Keras counts up
+        in a process, such as the 3 of `adamw_3`.
+        """
+        parts = (("network", self.network.variables), ("optimiser", self.optimiser.variables))
+        return [
+            (f"{part}/{place:04d}/{re.sub(r'_[0-9]+(?=/|$)', '', variable.path)}", variable)
+            for part, variables in parts
+            for place, variable in enumerate(variables)
+        ]
+
+    def save(self) -> None:
+        """Write the state; raise a FieldmarkError instead where a variable is no number."""
+        at = (self.header.epoch, self.header.step)
+        if self.saved != at:
+            write(
+                self.keeper.state,
+                self.header,
+                photos=self.keeper.photos,
+                arrays=self.checked(),
+            )
+            self.saved = at
+        self.saved_at = time.monotonic()
+
+    def checked(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Yield the values of all variables, as long as they are finite numbers."""
+        for name, variable in self.variables():
+            values = values_of(variable)
+            if not np.isfinite(values).all():
+                raise FieldmarkError(self.lost(f"{variable.path} has values that are no numbers"))
+            yield name, values
+
+    def lost(self, what: str) -> str:
+        """Say that the training cannot go on, and what is kept."""
+        kept = "no state was kept before"
+        if self.saved is not None:
+            kept = f"{self.keeper.state} keeps {place(*self.saved)}"
+        return (
+            f"After {place(self.header.epoch, self.header.step)}, {what} any more; {kept}: "
+            "begin a new run with a smaller --learning-rate."
+        )
+
+    def resume(self) -> None:
+        """Put everything where the state left it, and log and best weights where they belong."""
+        keeper = self.keeper
+        header, photos, arrays = read(keeper.state)
+        refuse_other(
+            keeper.state,
+            (header, photos),
+            recipe=keeper.recipe,
+            photos=keeper.photos,
+            backend=backend.name,
+        )
+        self.restore(arrays)
+        if header.made_with != self.header.made_with:
+            said = ", ".join(f"{name} {version}" for name, version in header.made_with.items())
+            say(f"Note: begun with {said}; with other versions the last bits differ.")
+        self.header = replace(header, made_with=self.header.made_with)
+        self.saved = (header.epoch, header.step)
+        keeper.mend(header.log)
+        best = best_of(header.log, self.plan.monitor)
+        # The state is written before the best weights are: they are still the network's own, and
+        # may not have been kept.
+        if header.step == 0 and best is not None and best.epoch == header.epoch:
+            self.keep_best(best)
+        if not over(header.log, self.plan, len(self.training)):
+            say(f"Going on after {place(header.epoch, header.step)}.")
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Give all variables their values, or none and raise a FieldmarkError."""
+        variables = self.variables()
+        expected = {name: (tuple(each.shape), str(each.dtype)) for name, each in variables}
+        found = {name: (values.shape, str(values.dtype)) for name, values in arrays.items()}
+        if expected != found:
+            unlike = next(
+                name for name in {**expected, **found} if expected.get(name) != found.get(name)
+            )
+            raise FieldmarkError(
+                f"{self.keeper.state} is of another network or optimiser, {unlike} to begin with: "
+                "give the values that it was begun with, or begin a new run."
+            )
+        for name, variable in variables:
+            variable.assign(arrays[name])
+
+    # -- the way
+
+    def run(self, poll: Callable[[], None]) -> None:
+        """Train epoch by epoch; `poll` raises where the training is to stop."""
+        total = self.before[-1]
+        stream = self.stream()
+        with meter("Training", total) as shown:
+            if done := self.before[self.header.epoch] + self.header.step:
+                shown.advance(done)
+            while not over(self.header.log, self.plan, len(self.training)):
+                self.teach(stream, shown, poll)
+                self.finish(poll)
+
+    def stream(self) -> Iterator[Batch]:
+        """Yield the batches that come next, to the end of the last epoch, read ahead."""
+        epoch, step = self.header.epoch, self.header.step
+        if epoch < len(self.training) and step == len(self.training[epoch]):
+            epoch, step = epoch + 1, 0
+        # Neighbouring epochs of the same batches are read ahead across their border.
+        for _, group in groupby(range(epoch, len(self.training)), lambda e: id(self.training[e])):
+            epochs = list(group)
+            yield from self.training[epochs[0]].dataset(
+                epochs=epochs[-1] + 1, start=(epochs[0], step)
+            )
+            step = 0
+
+    def teach(self, stream: Iterator[Batch], shown: Meter, poll: Callable[[], None]) -> None:
+        """Take the steps that are left of the epoch."""
+        epoch, steps = self.header.epoch, len(self.training[self.header.epoch])
+        size = self.training[epoch].batch_size
+        while self.header.step < steps:
+            poll()
+            began = time.monotonic()
+            rate = self.rate(self.header.step)
+            self.optimiser.learning_rate.assign(rate)
+            found = self.step(*next(stream))
+            if not math.isfinite(found.loss):
+                raise FieldmarkError(self.lost("the loss is no number"))
+            seconds = time.monotonic() - began
+            at = self.header
+            self.header = replace(
+                at,
+                step=at.step + 1,
+                loss=at.loss + found.loss,
+                accuracy=at.accuracy + found.accuracy,
+                seconds=at.seconds + seconds,
+            )
+            shown.advance(
+                note=f"epoch {epoch + 1}/{len(self.training)}  loss {found.loss:.3f}  "
+                f"rate {rate:.2g}  {size / seconds:.0f} photos/s"
+            )
+            if time.monotonic() - self.saved_at >= self.keeper.save_every:
+                self.save()
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step of the running epoch."""
+        return learning_rate(
+            self.plan,
+            self.before[self.header.epoch] + step,
+            total=self.before[-1],
+            warmup=round(self.plan.warmup * self.before[-1] / len(self.training)),
+        )
+
+    def finish(self, poll: Callable[[], None]) -> None:
+        """End an epoch: evaluate, then write state, best weights and log, in that order.
+
+        A kill between two of them is made good by `resume`, from the state.
+        """
+        began = time.monotonic()
+        line = {**self.figures(), **self.evaluations(poll)}
+        at = self.header
+        line["seconds"] = round(at.seconds + time.monotonic() - began, 3)
+        self.header = replace(
+            at,
+            epoch=at.epoch + 1,
+            step=0,
+            loss=0.0,
+            accuracy=0.0,
+            seconds=0.0,
+            log=(*at.log, line),
+        )
+        self.save()
+        best = best_of(self.header.log, self.plan.monitor)
+        if best is not None and best.epoch == self.header.epoch:
+            self.keep_best(best)
+        self.keeper.append(line)
+        say(sentence(line, len(self.training)))
+
+    def figures(self) -> dict[str, float | None]:
+        """Return what the epoch's steps have said."""
+        at = self.header
+        photos = at.step * self.training[at.epoch].batch_size
+        return {
+            "epoch": at.epoch + 1,
+            "loss": at.loss / at.step,
+            "accuracy": at.accuracy / at.step,
+            "learning_rate": self.rate(at.step - 1),  # of the last step
+            "photos_per_second": round(photos / at.seconds, 2) if at.seconds else None,
+        }
+
+    def evaluations(self, poll: Callable[[], None]) -> dict[str, float | None]:
+        """Return the validation's figures, with the averaged weights beside the raw ones."""
+        found: dict[str, float | None] = {}
+        for averaged in (False, True)[: 1 + bool(self.plan.average)]:
+            with self.weights(averaged=averaged, epoch=self.header.epoch):
+                loss, accuracy = evaluate(self.forward, self.validation, poll=poll)
+            prefix = "averaged_" if averaged else ""
+            finite = math.isfinite(loss)
+            found[f"{prefix}val_loss"] = loss if finite else None
+            found[f"{prefix}val_accuracy"] = accuracy if finite else None
+        return found
+
+    @contextmanager
+    def weights(self, *, averaged: bool, epoch: int) -> Iterator[None]:
+        """Let the network have the weights that are evaluated after an epoch, counted from 0."""
+        exchanged = kernels.averaged(self.optimiser) if averaged else nullcontext()
+        with exchanged, statistics(self.network, self.training[epoch], epoch, self.plan.statistics):
+            yield
+
+    def keep_best(self, best: Best) -> None:
+        """Have the best weights kept, which are those of the epoch that has just ended."""
+        with self.weights(averaged=best.averaged, epoch=best.epoch - 1):
+            self.keeper.best(self.bare)
+
+
+def made_with() -> dict[str, str]:
+    """Return the backend and the versions on which the last bits of a training depend."""
+    library = {"tensorflow": ("tensorflow", "tensorflow-cpu"), "jax": ("jax",), "torch": ("torch",)}
+    names = ("keras", *library[backend.name], "numpy", "pillow")
+    versions = {name: found for name in names if (found := installed(name))}
+    return {"backend": backend.name, **versions}
+
+
+def values_of(variable: Any) -> NDArray[Any]:
+    """Return a variable's values as numpy has them."""
+    return np.asarray(keras.ops.convert_to_numpy(variable))
+
+
+def place(epoch: int, step: int) -> str:
+    """Write where a training stands for people, who count from 1."""
+    return f"step {step} of epoch {epoch + 1}" if step or not epoch else f"epoch {epoch}"
+
+
+def sentence(line: Epoch, epochs: int) -> str:
+    """Write an epoch's line for people."""
+    validated = [f"{averaged}val_{n}" for averaged in ("", "averaged_") for n in Evaluation._fields]
+    names = ("loss", "accuracy", *validated)
+    shown = [(name.replace("_", " "), line[name]) for name in names if name in line]
+    figures = "  ".join(f"{n} {'none' if v is None else f'{v:.3f}'}" for n, v in shown)
+    seconds, pace = line["seconds"] or 0, line["photos_per_second"] or 0
+    return f"epoch {line['epoch']}/{epochs}  {duration(seconds)}  {figures}  {pace:.0f} photos/s"
+
+
+# ---- evaluation ---------------------------------------------------------------------------------
+
+
+def forward(network: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return the compiled network outside of training: images (n, h, w, 3) -> logits (n, c)."""
+    if backend.name != "tensorflow" or backend.devices():
+        return lambda images: np.asarray(network.predict_on_batch(images))
+    import tensorflow as tf
+
+    # Open sizes, and no XLA, for the reasons that the training step has.
+    signature = [tf.TensorSpec((None, None, None, network.input.shape[-1]), tf.float32)]
+    compiled = tf.function(
+        lambda images: network(images, training=False),
+        input_signature=signature,
+        autograph=False,
+        jit_compile=False,
+    )
+    return lambda images: compiled(images).numpy()
+
+
+def evaluate(
+    run: Callable[[NDArray[Any]], NDArray[Any]],
+    batches: Batches,
+    *,
+    poll: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Return the exact means over the photos, weighed as the batches say."""
+    loss = right = weight = 0.0
+    for images, labels, weights in batches.dataset(epochs=1):
+        poll()
+        logits = run(images).astype(np.float64)
+        with np.errstate(
+            invalid="ignore"
+        ):  # of logits that are no numbers, the loss is none either
+            logits -= logits.max(axis=1, keepdims=True)
+        logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        share = weights.astype(np.float64)
+        there = share > 0  # what fills up the last batch may be any number, or none
+        loss -= float((share * (labels * logs).sum(axis=1))[there].sum())
+        right += float((share * (logits.argmax(axis=1) == labels.argmax(axis=1)))[there].sum())
+        weight += float(share.sum())
+    return Evaluation(loss / weight, right / weight)
+
+
+@contextmanager
+def statistics(network: Any, batches: Batches, epoch: int, count: int) -> Iterator[None]:
+    """Let normalisation have the statistics of `count` batches of the training meanwhile.
+
+    Taken with the weights as they are now, they are those of all photos of the batches together
+    (Wu and Johnson 2021, Rethinking "Batch" in BatchNorm, section 3); moving ones follow weights
+    that have been. 0 leaves the moving ones. Afterwards everything is as it was before.
+    """
+    found = [
+        layer
+        for layer in network.layers
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+    if not count or not found:
+        yield
+        return
+    kept = [(each, np.array(values_of(each))) for each in network.non_trainable_variables]
+    try:
+        for layer, (mean, variance) in zip(
+            found, measured(network, found, batches, epoch, count), strict=True
+        ):
+            layer.moving_mean.assign(mean)
+            layer.moving_variance.assign(variance)
+        yield
+    finally:
+        for variable, values in kept:
+            variable.assign(values)
+
+
+def measured(
+    network: Any, found: Sequence[Any], batches: Batches, epoch: int, count: int
+) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Return mean and variance of what comes to each of the layers in the first batches."""
+    count = min(count, len(batches))
+    # The means, and the means of the squares, summed over the batches.
+    sums: list[list[Any]] = [[0.0, 0.0] for _ in found]
+    momenta = [layer.momentum for layer in found]
+    try:
+        for layer in found:
+            layer.momentum = 0.0  # so that the moving statistics are the last batch's
+        for step in range(count):
+            # Not compiled: few batches are not worth tracing the network once more.
+            with without_gradients():
+                network(batches.batch(epoch, step)[0], training=True)
+            for total, layer in zip(sums, found, strict=True):
+                mean = values_of(layer.moving_mean).astype(np.float64)
+                total[0] = total[0] + mean
+                total[1] = total[1] + values_of(layer.moving_variance) + mean**2
+    finally:
+        for layer, momentum in zip(found, momenta, strict=True):
+            layer.momentum = momentum
+    means = [(mean / count, square / count) for mean, square in sums]
+    return [(mean, np.maximum(square - mean**2, 0)) for mean, square in means]
+
+
+def without_gradients() -> Any:
+    """Return a context in which PyTorch keeps nothing for gradients; the others do so anyway."""
+    if backend.name != "torch":
+        return nullcontext()
+    import torch
+
+    return torch.no_grad()
+
+
+# ---- signals ------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """The training is to stop, as a signal asks."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    def leave(self) -> None:
+        """Leave as the signal would have it."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + self.number)  # as a shell says it
+
+
+class Signals:
+    """Waits for SIGINT and SIGTERM; a second one does not wait for the state to be saved."""
+
+    def __init__(self) -> None:
+        self.seen: int | None = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # Ignored by whoever started this process, for instance in the background of a
+                # shell: so it stays.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self.before[number] = signal.signal(number, self.handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def handle(self, number: int, _frame: object) -> None:
+        """Note the signal for the next `poll`."""
+        if self.seen is not None:
+            Stopped(number).leave()
+        self.seen = number
+
+    def poll(self) -> None:
+        """Raise `Stopped` where a signal has come."""
+        if self.seen is not None:
+            raise Stopped(self.seen)
