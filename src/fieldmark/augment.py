@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fieldmark.errors import FieldmarkError
-from fieldmark.images import PADDING, Box, ImageSpec, Pixels
+from fieldmark.images import Box, ImageSpec, Pixels, padded
 
 Floats = NDArray[np.float32]
 
@@ -182,7 +182,7 @@ def view(
     side = len(row)
     left, top, right, bottom = (edge * side for edge in box)
     image = Image.fromarray(row).resize(target, filtering, (left, top, right, bottom))
-    image = _padded(_recoloured(image, row, augment, draws), spec.size)
+    image = padded(_recoloured(image, row, augment, draws), spec.size)
     if draws.mirror < augment.mirror:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = np.array(image)
@@ -249,14 +249,6 @@ def _fitted(width: float, height: float, size: int) -> tuple[int, int]:
     """Return the width and height, whole pixels, at which a crop fits into the square."""
     longer = max(width, height)
     return max(1, round(size * width / longer)), max(1, round(size * height / longer))
-
-
-def _padded(image: Image.Image, size: int) -> Image.Image:
-    if image.size == (size, size):
-        return image
-    square = Image.new("RGB", (size, size), PADDING)
-    square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
-    return square
 
 
 # ---- one batch ----------------------------------------------------------------------------------

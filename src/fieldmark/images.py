@@ -104,7 +104,7 @@ def read_with_shape(
     image, box = _load(photo, (int(ROOM * width), int(ROOM * height)))
     # Colours and turning come last, on fewer pixels: the three modes treat both axes alike.
     small = _srgb(_resized(image, box, spec), photo.profile)
-    return np.array(_upright(_padded(small, spec.size), photo.orientation)), shape
+    return np.array(_upright(padded(small, spec.size), photo.orientation)), shape
 
 
 def scale(pixels: Pixels, spec: ImageSpec) -> NDArray[np.float32]:
@@ -278,7 +278,8 @@ def _resized(image: Image.Image, box: Box, spec: ImageSpec) -> Image.Image:
     return image.resize(target, filtering, box, reducing_gap=2.0)
 
 
-def _padded(image: Image.Image, size: int) -> Image.Image:
+def padded(image: Image.Image, size: int) -> Image.Image:
+    """Lay an image that fits into a square in its middle, grey beside it; for `augment` too."""
     if image.size == (size, size):
         return image
     square = Image.new("RGB", (size, size), PADDING)
