@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 from fieldmark import console, draw
-from fieldmark.recipe import SMALL
+from fieldmark.recipe import ARTICLE
 from fieldmark.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,9 @@ settings.load_profile("untimed")
 SHARED = ROOT.parent / "shared" / "data"
 
 # Seconds, not minutes: small photos, two epochs of five steps.
-TINY = SMALL.changed(image_size=32, batch_size=8, epochs=2)
+TINY = ARTICLE.changed(
+    network="small", pipeline="batches", image_size=32, batch_size=8, epochs=2, augment=0.3
+)
 
 
 @pytest.fixture(scope="session")

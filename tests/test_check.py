@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
+from conftest import TINY
 from fieldmark import check as module
 from fieldmark import draw, run, split
 from fieldmark.check import check, quick
@@ -24,7 +25,6 @@ from fieldmark.data import list_photos
 from fieldmark.errors import FieldmarkError
 from fieldmark.findings import KINDS, Case, Finding, Report
 from fieldmark.images import ImageSpec
-from fieldmark.recipe import SMALL
 
 A, B, C, D = "Bananaquit", "Black Skimmer", "Black-throated Bushtit", "Cockatoo"
 
@@ -407,7 +407,7 @@ def test_validation_is_cut_from_training_where_only_a_test_is_given(
 def test_a_split_is_taken_from_a_run(birds: Path, tmp_path: Path) -> None:
     made = run.create(
         tmp_path / "run",
-        recipe=SMALL,
+        recipe=TINY,
         environment={},
         classes=(A, B, C, D),
         specification=ImageSpec(size=32, mode="crop", interpolation="bilinear", scaling="-1..1"),

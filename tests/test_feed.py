@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from conftest import TINY
-from fieldmark import feed, images, train
+from fieldmark import feed, images
 from fieldmark.backend import keras
 from fieldmark.data import Photos, list_photos
 from fieldmark.errors import FieldmarkError
@@ -53,13 +53,17 @@ def test_the_article_s_batches_stay_the_same_and_ours_do_not(birds: Path) -> Non
     def content(images: np.ndarray) -> bytes:
         return np.sort(np.asarray(images).ravel()).tobytes()
 
-    theirs = feed.feed(SMALL_ARTICLE, birds).training
+    article = feed.feed(SMALL_ARTICLE, birds).article
+    assert article is not None
+    theirs = article[0]
     first, second = ({content(images) for images, _ in theirs} for _ in range(2))
     assert first == second
     fed = feed.feed(TINY.changed(augment=0.0), birds)
-    ours = [content(images) for images, _, _ in fed.training]
-    assert len(ours) == 2 * fed.steps
-    assert not {*ours[: fed.steps]} & {*ours[fed.steps :]}
+    assert fed.ours is not None
+    one, other = fed.ours.epochs
+    assert one is other
+    seen = [{content(one.batch(epoch, step)[0]) for step in range(len(one))} for epoch in (0, 1)]
+    assert not seen[0] & seen[1]
 
 
 def test_near_duplicates_are_never_parted(more: Path) -> None:
@@ -180,8 +184,9 @@ def test_the_figure_of_predictions_shows_several_classes(birds: Path) -> None:
 
 
 def test_batches_of_the_cache_go_to_a_worker_by_their_file_s_name(birds: Path) -> None:
-    batches = feed.feed(TINY, birds).batches
-    assert batches is not None
+    fed = feed.feed(TINY, birds)
+    assert fed.ours is not None
+    batches = fed.ours.training
     sent = pickle.dumps(batches)
     assert len(sent) < batches.pixels.nbytes / 10
     there = pickle.loads(sent)
@@ -198,7 +203,10 @@ def test_what_keras_prints_of_the_validation_is_exact_over_the_photos(birds: Pat
     image = keras.Input((32, 32, 3))
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 64)(image))
     network = keras.Model(image, keras.layers.Dense(4)(x))
-    train.compile_network(network, recipe)
+    network.compile(
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+        weighted_metrics=[keras.metrics.CategoricalAccuracy("accuracy")],
+    )
     found = network.evaluate(
         validation.dataset(epochs=1), steps=len(validation), verbose=0, return_dict=True
     )

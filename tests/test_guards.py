@@ -20,7 +20,7 @@ RANKS = (
     ("network", "draw", "augment", "cache", "duplicates", "quality", "strata"),
     ("batches", "split", "findings"),
     ("run", "sheet", "loop"),
-    ("check",),
+    ("check", "features", "reproduction", "rule"),
     ("feed",),
     ("train",),
     ("cli",),

@@ -6,23 +6,25 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from conftest import TINY
+from fieldmark import locks, loop, state, train
 from fieldmark import run as runs
-from fieldmark import train
 from fieldmark.backend import keras
 from fieldmark.errors import FieldmarkError
-from fieldmark.recipe import ARTICLE
-from fieldmark.run import Run
+from fieldmark.recipe import ARTICLE, Recipe
+from fieldmark.run import Epoch, Run
 
 BIRDS = ["Bananaquit", "Black Skimmer", "Black-throated Bushtit", "Cockatoo"]
 
@@ -45,7 +47,7 @@ def test_the_run_holds_all_that_the_design_names(trained: Run) -> None:
         "image.json",
         "split.csv",
         "log.jsonl",
-        "last/state.keras",
+        "last/state.npz",
         "best.keras",
         "figures/training_photos.png",
         "figures/curves.png",
@@ -77,6 +79,7 @@ def test_the_log_has_a_line_an_epoch(trained: Run) -> None:
     log = trained.read_log()
     assert [line["epoch"] for line in log] == [1, 2]
     names = {"epoch", "accuracy", "loss", "val_accuracy", "val_loss", "seconds"}
+    names |= {"learning_rate", "photos_per_second"}
     assert all(set(line) == names for line in log)
 
 
@@ -106,48 +109,10 @@ def test_the_best_weights_load_in_plain_keras(trained: Run, birds: Path) -> None
 
 
 def test_the_last_state_holds_the_optimiser_s(trained: Run) -> None:
-    state = keras.saving.load_model(trained.last)
-    steps = 2 * (40 // TINY.batch_size)  # 40 of 48 photos are for training
-    assert int(state.optimizer.iterations) == steps
-    best = keras.saving.load_model(trained.best)
-    assert best.count_params() == state.count_params()
-
-
-def test_the_best_epoch_is_kept_and_not_the_last(trained: Run, tmp_path: Path) -> None:
-    """Later epochs are given worse figures by hand: the kept weights must stay the first ones."""
-    run = runs.create(
-        tmp_path / "run",
-        recipe=TINY,
-        environment={},
-        classes=BIRDS,
-        specification=trained.read_specification(),
-        records=trained.read_split(),
-    )
-    image = keras.layers.Input((2,))
-    model = keras.Model(image, keras.layers.Dense(2, activation="softmax", name="head")(image))
-    record = train.Logger(run)
-    record.set_model(model)
-    record.on_train_begin()
-    scores = [(0.5, 1.0), (0.5, 0.9), (0.4, 0.1), (0.5, float("nan"))]
-    for epoch, (accuracy, loss) in enumerate(scores):
-        model.layers[-1].set_weights([np.full((2, 2), float(epoch)), np.zeros(2)])
-        record.on_epoch_begin(epoch)
-        record.on_epoch_end(epoch, {"val_accuracy": accuracy, "val_loss": loss})
-    assert keras.saving.load_model(run.best).layers[-1].get_weights()[0][0, 0] == 1.0
-    assert keras.saving.load_model(run.last).layers[-1].get_weights()[0][0, 0] == 3.0
-    assert run.read_log()[3]["val_loss"] is None
-
-
-def test_the_logits_are_the_network_without_its_softmax() -> None:
-    image = keras.layers.Input((3,))
-    x = keras.layers.Dense(5, activation="relu")(image)
-    model = keras.Model(image, keras.layers.Dense(4, activation="softmax", name="head")(x))
-    chosen = train.logits_network(model)
-    train.copy_head(model, chosen)
-    photos = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
-    softmax = np.asarray(keras.ops.softmax(chosen(photos)))
-    np.testing.assert_allclose(softmax, np.asarray(model(photos)), atol=1e-6)
-    assert train.logits_network(chosen) is chosen
+    header, _, arrays = state.read(trained.last)
+    assert header.epoch == 2
+    steps = [values for name, values in arrays.items() if name.endswith("/iteration")]
+    assert [int(each) for each in steps] == [2 * (40 // TINY.batch_size)]  # 40 of 48 photos train
 
 
 def test_the_same_seed_trains_the_same_network_and_the_photos_are_only_read(
@@ -198,11 +163,152 @@ def test_bad_photos_are_all_named_before_the_training(birds: Path, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_exists_is_refused(trained: Run, birds: Path) -> None:
+def test_a_finished_run_is_said_to_be_so(
+    trained: Run, birds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = listing(trained.folder)
-    with pytest.raises(FieldmarkError, match="exists already"):
-        train.fit(TINY, birds, trained.folder)
+    train.fit(TINY, birds, trained.folder)
     assert listing(trained.folder) == before
+    printed = capsys.readouterr().out
+    assert "is finished already" in printed
+    assert "Validation accuracy after epoch 2" in printed
+
+
+def test_a_run_of_another_recipe_is_refused_with_the_difference(trained: Run, birds: Path) -> None:
+    before = listing(trained.folder)
+    with pytest.raises(FieldmarkError, match=r"another recipe \(epochs 2 there, 3 now\)"):
+        train.fit(TINY.changed(epochs=3), birds, trained.folder)
+    assert listing(trained.folder) == before
+
+
+def test_a_folder_of_something_else_is_refused(birds: Path, tmp_path: Path) -> None:
+    (tmp_path / "diary.txt").write_text("mine")
+    with pytest.raises(FieldmarkError, match="exists already"):
+        train.fit(TINY, birds, tmp_path)
+    assert os.listdir(tmp_path) == ["diary.txt"]
+
+
+def test_a_run_of_another_version_is_refused(trained: Run, birds: Path, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(trained.folder, tmp_path / "run"))
+    facts = json.loads(run.environment.read_text())
+    run.environment.write_text(json.dumps({**facts, "schema": 1}))
+    with pytest.raises(FieldmarkError, match="has the run schema 1, and this fieldmark reads 2"):
+        train.fit(TINY, birds, run.folder)
+
+
+def stopped(folder: Path, recipe: Recipe, photos: Path, *, after: int) -> None:
+    """Train until so many epochs are in the log, and stop as Ctrl-C does."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def append(run: Run, epoch: Epoch, kept: Any = Run.append_log) -> None:
+            kept(run, epoch)
+            if epoch["epoch"] == after:
+                raise KeyboardInterrupt
+
+        patch.setattr(Run, "append_log", append)
+        with pytest.raises(KeyboardInterrupt):
+            train.fit(recipe, photos, folder)
+
+
+def same(one: Run, other: Run) -> None:
+    """Hold two runs equal: log, best weights and state, bit for bit."""
+    logs = [
+        [{k: v for k, v in line.items() if k not in loop.TIMES} for line in run.read_log()]
+        for run in (one, other)
+    ]
+    assert logs[0] == logs[1]
+    states = [state.read(run.last)[2] for run in (one, other)]
+    assert list(states[0]) == list(states[1])
+    for name, values in states[0].items():
+        assert values.tobytes() == states[1][name].tobytes(), name
+    best = [keras.saving.load_model(run.best).get_weights() for run in (one, other)]
+    for ours, theirs in zip(*best, strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+
+
+# The article's training with a network that takes seconds.
+LITERAL = ARTICLE.changed(network="small", image_size=32, batch_size=8, epochs=4)
+
+
+@pytest.mark.parametrize("recipe", [LITERAL, TINY.changed(average=0.9, epochs=4)])
+def test_a_stopped_run_is_gone_on_with_and_ends_the_same(
+    birds: Path, tmp_path: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = train.fit(recipe, birds, tmp_path / "whole")
+    for after in (1, 3):
+        stopped(tmp_path / "run", recipe, birds, after=after)
+        printed = capsys.readouterr().out
+        assert f"epochs finished: {after}; the same command goes on" in printed
+    run = train.fit(recipe, birds, tmp_path / "run")
+    assert "Going on after epoch 3." in capsys.readouterr().out
+    same(run, whole)
+    assert sorted(os.listdir(run.last.parent)) == ["state.npz"]
+
+
+def test_other_photos_are_refused_with_the_difference(birds: Path, tmp_path: Path) -> None:
+    photos = Path(shutil.copytree(birds, tmp_path / "photos"))
+    stopped(tmp_path / "run", TINY, photos, after=1)
+    (photos / BIRDS[0] / "0000.jpg").rename(photos / BIRDS[0] / "new name.jpg")
+    (photos / BIRDS[1] / "0001.jpg").unlink()
+    before = listing(tmp_path / "run")
+    with pytest.raises(FieldmarkError, match=r"1 missing .*1 moved .*bring back the photos"):
+        train.fit(TINY, photos, tmp_path / "run")
+    assert listing(tmp_path / "run") == before
+
+
+def test_two_processes_do_not_train_into_one_run(birds: Path, tmp_path: Path) -> None:
+    stopped(tmp_path / "run", TINY, birds, after=1)
+    with locks.sole(Run(tmp_path / "run").lock) as ours:
+        assert ours
+        with pytest.raises(FieldmarkError, match="is being trained by another process"):
+            train.fit(TINY, birds, tmp_path / "run")
+
+
+def test_the_recipe_of_a_run_goes_on_without_being_named(trained: Run, birds: Path) -> None:
+    assert train.choose(birds, trained.folder, minutes=None, changes={}) == trained.read_recipe()
+    changed = train.choose(birds, trained.folder, minutes=None, changes={"epochs": 9})
+    assert changed.epochs == 9
+
+
+def test_a_probe_and_what_begins_with_one(trained: Run, birds: Path, tmp_path: Path) -> None:
+    recipe = TINY.changed(weights=str(trained.best), probe=True, epochs=0)
+    run = train.fit(recipe, birds, tmp_path / "probe")
+    figures = json.loads(run.probe.read_text())
+    assert figures["val_accuracy"] == run.read_log()[0]["val_accuracy"]
+    head, before = (keras.saving.load_model(each.best).get_weights() for each in (run, trained))
+    assert all(np.array_equal(a, b) for a, b in zip(head[:-2], before[:-2], strict=True))
+    assert not np.array_equal(head[-2], before[-2])
+
+    recipe = recipe.changed(epochs=1, freeze_normalisation=True, optimiser="adamw")
+    fine = train.fit(recipe, birds, tmp_path / "fine")
+    assert json.loads(fine.probe.read_text()) | {"seconds": 0} == figures | {"seconds": 0}
+    best = keras.saving.load_model(fine.best)
+    for layer in best.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            kept = keras.saving.load_model(trained.best).get_layer(layer.name)
+            np.testing.assert_array_equal(layer.moving_mean, kept.moving_mean)
+
+
+def test_a_training_grows_from_small_photos_to_large_ones(birds: Path, tmp_path: Path) -> None:
+    recipe = TINY.changed(begin_size=32, end_size=64, image_size=64, validate_every=2)
+    run = train.fit(recipe, birds, tmp_path / "run")
+    assert ["val_loss" in line for line in run.read_log()] == [False, True]
+    assert keras.saving.load_model(run.best).input_shape == (None, None, None, 3)
+
+
+def test_a_batch_of_one_needs_another_normalisation(birds: Path, tmp_path: Path) -> None:
+    with pytest.raises(FieldmarkError, match="a batch of one has none to compare"):
+        train.fit(TINY.changed(batch_size=1), birds, tmp_path / "run")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_is_one_sentence(birds: Path, small_disk: Path) -> None:
+    """The figures and the state of a network of 0.2 million parameters do not fit on 64 kB."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "require_room", lambda *_, **__: None)
+        with pytest.raises(FieldmarkError, match="cannot be written"):
+            train.fit(TINY, birds, small_disk / "run")
+    assert not [path for path in small_disk.rglob("*") if "partial" in path.name]
 
 
 def test_a_disk_without_room_is_refused_before_the_training(birds: Path, tmp_path: Path) -> None:
@@ -211,30 +317,7 @@ def test_a_disk_without_room_is_refused_before_the_training(birds: Path, tmp_pat
             return 10**15
 
     with pytest.raises(FieldmarkError, match=r"the run needs 28000000 GB"):
-        train.require_room(tmp_path / "new" / "run", Huge())
-
-
-def test_a_disk_that_fills_up_keeps_what_was_there(trained: Run, small_disk: Path) -> None:
-    """Weights of 80 kB do not fit on what is left of 64 kB, and so the epoch is not in the log."""
-    run = runs.create(
-        small_disk / "run",
-        recipe=TINY,
-        environment={},
-        classes=BIRDS,
-        specification=trained.read_specification(),
-        records=trained.read_split(),
-    )
-    image = keras.layers.Input((100,))
-    model = keras.Model(image, keras.layers.Dense(200, activation="softmax", name="head")(image))
-    record = train.Logger(run)
-    record.set_model(model)
-    record.on_train_begin()
-    record.on_epoch_begin(0)
-    with pytest.raises(FieldmarkError, match=r"state\.keras cannot be written"):
-        record.on_epoch_end(0, {"val_accuracy": 0.5, "val_loss": 1.0})
-    assert run.read_log() == []
-    assert [path.name for path in run.folder.rglob("*.keras")] == []
-    assert "holds no weights and can be deleted" in train.kept(run)
+        train.require_room(tmp_path / "new" / "run", Huge(), averages=False)
 
 
 def test_a_run_among_the_photos_is_refused(birds: Path) -> None:
@@ -271,7 +354,8 @@ def test_ctrl_c_ends_cleanly_and_says_what_was_kept(birds: Path, tmp_path: Path)
         "from fieldmark.__main__ import main; main()"
     )
     command = [sys.executable, "-c", code, "train", str(birds), "--out", "run"]
-    flags = ["--recipe", "small", "--image-size", "32", "--epochs", "5000"]
+    flags = ["--recipe", "scratch", "--network", "small", "--image-size", "32", "--begin-size", "0"]
+    flags += ["--end-size", "32", "--epochs", "5000", "--validate-every", "1"]
     process = subprocess.Popen(
         [*command, *flags],
         cwd=tmp_path,
@@ -294,7 +378,7 @@ def test_ctrl_c_ends_cleanly_and_says_what_was_kept(birds: Path, tmp_path: Path)
     assert "Traceback" not in printed + errors
     run = runs.open_run(tmp_path / "run")
     kept = len(run.read_log())
-    assert f"epochs finished: {kept}; run keeps log.jsonl, best.keras, last/state.keras" in printed
+    assert f"epochs finished: {kept}; the same command goes on from the state in run" in printed
     assert keras.saving.load_model(run.best).count_params() > 0
     assert not [path for path in run.folder.rglob("*") if "partial" in path.name]
 
@@ -314,7 +398,8 @@ main()
 @pytest.mark.slow
 def test_jax_trains_without_tensorflow(birds: Path, tmp_path: Path) -> None:
     pytest.importorskip("jax")
-    flags = ["--recipe", "small", "--image-size", "32", "--epochs", "1"]
+    flags = ["--recipe", "scratch", "--network", "small", "--image-size", "32", "--begin-size", "0"]
+    flags += ["--end-size", "32", "--epochs", "1", "--warmup", "0"]
     subprocess.run(
         [sys.executable, "-c", WITHOUT_TENSORFLOW, "train", str(birds), "--out", "run", *flags],
         cwd=tmp_path,

@@ -9,6 +9,7 @@ command that installs it.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +78,9 @@ os.environ["KERAS_BACKEND"] = name
 with _without_notices():
     import keras  # only now is it known that this import can work
 
+if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "0":
+    # Each forward pass is a function of its own, which TensorFlow takes for one traced anew.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
 name = keras.config.backend()  # where Keras was imported before, its choice stands
 for setting, found, wanted in (
     ("image_data_format", keras.config.image_data_format(), "channels_last"),
@@ -88,7 +92,30 @@ for setting, found, wanted in (
             "change it in ~/.keras/keras.json."
         )
 
-__all__ = ["BACKENDS", "devices", "keras", "name", "require"]
+__all__ = ["BACKENDS", "devices", "enough_memory", "keras", "name", "require"]
+
+
+@contextmanager
+def enough_memory(batch_size: int) -> Iterator[None]:
+    """Turn each library's word for memory that does not suffice into one sentence.
+
+    They share no class: TensorFlow raises ResourceExhaustedError, JAX a JaxRuntimeError that
+    begins with RESOURCE_EXHAUSTED, PyTorch OutOfMemoryError, and for a CPU's memory a RuntimeError.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = f"{type(error).__name__} {error}"
+        signs = ("ResourceExhausted", "RESOURCE_EXHAUSTED", "OutOfMemory", "MemoryError")
+        if not any(sign in said for sign in (*signs, "not enough memory", "out of memory")):
+            raise
+        advice = "take a smaller --image-size"
+        if batch_size > 1:
+            half = batch_size // 2
+            advice = f"try --batch-size {half} (with --accumulate 2 an update stays as it is)"
+        raise FieldmarkError(
+            f"The memory does not suffice for a batch of {batch_size} photos: {advice}."
+        ) from error
 
 
 def devices() -> list[str]:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from fieldmark import console
 from fieldmark.errors import FieldmarkError
-from fieldmark.recipe import Recipe, named, reasons
+from fieldmark.recipe import Network, Recipe, named, reasons
 
 FOUND = 1
 BAD_INPUT = 2
@@ -216,12 +216,14 @@ def train(
     *,
     out: Place | None = None,
     preview: Place | None = None,
-    recipe: str = "article",
+    recipe: str = "",
+    minutes: float | None = None,
     values: Annotated[RecipeFlags, Parameter(name="*", group="Recipe")] = NO_FLAGS,
     language: Literal["en", "zh"] = "en",
     show: Annotated[bool, Parameter(negative=())] = False,
+    save_every: float = 300.0,
 ) -> None:
-    """Train a network on a folder of photos.
+    """Train a network on a folder of photos, or go on with a training that was stopped.
 
     Parameters
     ----------
@@ -229,45 +231,79 @@ def train(
         The folder, with one sub-folder of photos for each class, or a CSV with the columns path
         and label. It is only read.
     out
-        The run folder to make.
+        The run folder to make. One that exists is gone on with.
     preview
         Write a sheet of what the network will see into this file; without `--out` that is all.
     recipe
-        `article`, `small`, or a JSON file with a recipe's values. The flags below change single
-        values; the defaults shown are the article's.
+        `article`, `scratch` (no weights to start from), `probe` (a classifier on the features of
+        `--weights`), `finetune` (all layers from there), or a TOML or JSON file. Without one it is
+        chosen for the photos, the machine and the time, and said with its reasons. The flags below
+        change single values; the defaults shown are the article's.
+    minutes
+        Time that the training may take, where the recipe is chosen: about 10 unless said.
     language
         The language of the figures' titles.
     show
         Show the figures on the screen too; each waits until it is closed.
+    save_every
+        Seconds from one state on the disk to the next; the end of an epoch always has one.
     """
-    chosen = named(recipe).changed(**values.model_dump(include=values.model_fields_set))
     if out is None and preview is None:
         raise FieldmarkError("Name the run folder to make: --out RUN.")
-    from fieldmark.train import fit, preview_only
+    changes = values.model_dump(include=values.model_fields_set)
+    if recipe:
+        chosen = named(recipe).changed(**changes)
+    from fieldmark import train as trainer
 
+    if not recipe:
+        chosen = trainer.choose(photos, out, minutes=minutes, changes=changes)
+    elif minutes is not None:
+        raise FieldmarkError("--minutes are for a recipe that is chosen: leave --recipe out.")
     if out is not None:
-        fit(chosen, photos, out, preview=preview, language=language, show=show)
+        trainer.fit(
+            chosen,
+            photos,
+            out,
+            preview=preview,
+            language=language,
+            show=show,
+            save_every=save_every,
+        )
     elif preview is not None:
-        preview_only(chosen, photos, preview)
+        trainer.preview_only(chosen, photos, preview)
 
 
-@app.command(help_epilogue="Example: `fieldmark recipe article > mine.json`")
-def recipe(name: str = "article", /) -> None:
-    """Print a recipe as JSON, to be changed and given to `train --recipe FILE`.
+@app.command(help_epilogue="Example: `fieldmark recipe scratch > mine.toml`")
+def recipe(
+    name: str = "article",
+    /,
+    *,
+    photos: Place | None = None,
+    minutes: float | None = None,
+) -> None:
+    """Print a recipe as TOML, to be changed and given to `train --recipe FILE`.
 
     Parameters
     ----------
     name
-        `article`, `small`, or a JSON file, which is checked and completed.
+        `article`, `scratch`, `probe`, `finetune`, or a TOML or JSON file, which is checked and
+        completed.
+    photos
+        Print the one that is chosen for these photos instead.
+    minutes
+        Time that its training may take: about 10 unless said.
     """
-    print(named(name).model_dump_json(indent=2))
+    if photos is None:
+        print(named(name))
+        return
+    from fieldmark.train import choose
+
+    print(choose(photos, None, minutes=minutes, changes={}))
 
 
 @app.command(help_epilogue="Example: `fieldmark network article --classes 4 --svg network.svg`")
 def network(
-    name: Literal[
-        "article", "small", "resnet50v2", "resnet101v2", "resnet152v2", "bit_r50x1", "resnetv2_50"
-    ],
+    name: Network,
     /,
     *,
     image_size: Whole = 224,
@@ -281,7 +317,7 @@ def network(
     name
         `article`: the article's ResNet50V2; `resnet50v2` and deeper: the reference, as in Keras
         applications; `bit_r50x1` and `resnetv2_50`: the other published ResNet-V2, with group and
-        with batch normalisation; `small`: the demo's.
+        with batch normalisation; `resnet26v2_half`: for few photos; `small`: for tests.
     image_size
         Side of the photos, in pixels.
     classes

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from fieldmark.recipe import ARTICLE, Recipe
 from fieldmark.run import open_run
 from fieldmark.split import Record
 
-# What the article's pipeline has no choice in.
-NOT_THE_ARTICLES = (
-    *("square", "split", "test_split", "group_by", "augment", "mixup", "cutmix", "balance"),
+# What the article's pipeline has a choice in.
+THE_ARTICLES = (
+    *("network", "weights", "pipeline", "image_size", "validation_split", "split_seed"),
+    *("batch_size", "epochs", "learning_rate", "monitor", "seed"),
 )
 
 
@@ -43,26 +44,42 @@ class Feed:
     photos: Photos
     records: tuple[Record, ...]
     specification: ImageSpec  # what a photo becomes outside of the training
-    training: Any  # what Keras' `fit` takes
-    validation: Any
-    steps: int  # batches an epoch
-    validation_steps: int
     first: tuple[NDArray[Any], NDArray[Any]]  # the first batch: pixels (b, h, w, 3) of 0 to 255
     held_out: Callable[[], NDArray[Any]]  # some validation photos, (up to 8, h, w, 3), 0 to 255
-    batches: Batches | None = None  # those to train on; the article's are none of ours
+    # Those to train and those to validate on, as Keras' `fit` takes them,
+    article: tuple[Any, Any] | None = None
+    ours: Ours | None = None  # or these
 
 
-def feed(recipe: Recipe, source: str | os.PathLike[str], *, outputs: Iterable[Path] = ()) -> Feed:
-    """Return what the recipe trains on; `outputs` may not lie among the photos."""
+@dataclass(frozen=True)
+class Ours:
+    """The batches of our own pipeline."""
+
+    training: Batches  # at the size that the network has outside of the training
+    epochs: tuple[Batches, ...]  # those of each epoch; neighbours of one size are the same object
+    validation: Batches
+
+
+def feed(
+    recipe: Recipe,
+    source: str | os.PathLike[str],
+    *,
+    outputs: Iterable[Path] = (),
+    begun: Sequence[Record] = (),
+) -> Feed:
+    """Return what the recipe trains on; `outputs` may not lie among the photos.
+
+    `begun` is the split of a training to go on with: every photo must be as it was then.
+    """
     recipe = recipe.resolved()
     listed = listing(recipe, source)
     reserved = data.reserved(listed, Path(source))
     for place in outputs:
         files.refuse_among(place, reserved)
     if recipe.pipeline == "article":
-        return by_article(recipe, listed)
+        return by_article(recipe, listed, begun)
     files.refuse_among(cache.where(), reserved)
-    return by_batches(recipe, listed)
+    return by_batches(recipe, listed, begun)
 
 
 def listing(recipe: Recipe, source: str | os.PathLike[str]) -> Photos:
@@ -77,20 +94,31 @@ def specification(recipe: Recipe) -> ImageSpec:
         size=recipe.image_size,
         mode=recipe.square,
         interpolation="bilinear",
-        scaling=SCALING[recipe.network],
+        scaling=SCALING.get(recipe.network, "-1..1"),
     )
+
+
+def refuse_changed(begun: Sequence[Record], listed: Photos, hashes: Sequence[str]) -> None:
+    """Raise where the photos are not those that a training was begun with."""
+    if differences := split.changes(begun, listed, hashes):
+        raise FieldmarkError(
+            f"{split.described(differences).rstrip('.')}: bring back the photos that the run was "
+            "begun with, or begin a new run."
+        )
 
 
 # ---- the article's ------------------------------------------------------------------------------
 
 
-def by_article(recipe: Recipe, listed: Photos) -> Feed:
+def by_article(recipe: Recipe, listed: Photos, begun: Sequence[Record]) -> Feed:
     """Return the article's batches: Keras' reader and split, the batches frozen after one epoch."""
     _refuse_choices(recipe)
     refuse_few(recipe, len(listed), int(recipe.validation_split * len(listed)))  # as Keras rounds
     article.tensorflow()
     hashes = data.audit(listed, article.decode)
     say(split.listed(listed))
+    if begun:
+        refuse_changed(begun, listed, hashes)
     records = split.article(
         listed, hashes, validation=recipe.validation_split, seed=recipe.split_seed
     )
@@ -104,10 +132,7 @@ def by_article(recipe: Recipe, listed: Photos) -> Feed:
         photos=listed,
         records=records,
         specification=specification(recipe),
-        training=batches,
-        validation=validation_batches,
-        steps=len(batches),
-        validation_steps=len(validation_batches),
+        article=(batches, validation_batches),
         first=(np.asarray(images), np.asarray(labels)),
         held_out=lambda: np.concatenate(
             [np.asarray(batch) for batch, _ in validation_batches.take(8)]
@@ -118,7 +143,8 @@ def by_article(recipe: Recipe, listed: Photos) -> Feed:
 def _refuse_choices(recipe: Recipe) -> None:
     """Raise where the recipe changes what the article's pipeline does not know."""
     plain = ARTICLE.resolved()
-    changed = [name for name in NOT_THE_ARTICLES if getattr(recipe, name) != getattr(plain, name)]
+    fixed = [name for name in Recipe.model_fields if name not in THE_ARTICLES]
+    changed = [name for name in fixed if getattr(recipe, name) != getattr(plain, name)]
     if changed:
         flags = ", ".join("--" + name.replace("_", "-") for name in changed)
         raise FieldmarkError(
@@ -129,29 +155,37 @@ def _refuse_choices(recipe: Recipe) -> None:
 # ---- ours ---------------------------------------------------------------------------------------
 
 
-def by_batches(recipe: Recipe, listed: Photos) -> Feed:
+def by_batches(recipe: Recipe, listed: Photos, begun: Sequence[Record]) -> Feed:
     """Return batches that are drawn anew in every epoch, of photos that are decoded once."""
     say(split.listed(listed))
-    records, together = placed(recipe, listed)
-    say(split.table(records))
-    shares = {"validation": recipe.validation_split, "test": recipe.test_split}
-    for warning in split.warnings(records, together, shares):
-        say(f"Note: {warning}")
+    if begun:
+        refuse_changed(begun, listed, quick(listed).hashes)
+        records = tuple(begun)
+    else:
+        records, together = placed(recipe, listed)
+        say(split.table(records))
+        shares = {"validation": recipe.validation_split, "test": recipe.test_split}
+        for warning in split.warnings(records, together, shares):
+            say(f"Note: {warning}")
     training, validation = batches_of(recipe, listed, records)
-    images, labels = training.seen(0, 0)
+    sizes = recipe.sizes()
+    stages = {size: resized(training, size) for size in sizes}
+    epochs = tuple(stages[size] for size in sizes)
+    images, labels = (epochs or (training,))[0].seen(0, 0)
     some = np.random.default_rng(recipe.seed).permutation(len(validation.pixels))[:8]
     return Feed(
         photos=listed,
         records=records,
         specification=specification(recipe),
-        training=training.dataset(epochs=recipe.epochs),
-        validation=validation.dataset(epochs=1),
-        steps=len(training),
-        validation_steps=len(validation),
         first=(images, labels.argmax(axis=1)),
         held_out=lambda: validation.pixels[some],
-        batches=training,
+        ours=Ours(training, epochs, validation),
     )
+
+
+def resized(batches: Batches, size: int) -> Batches:
+    """Return the same batches in squares of another size."""
+    return replace(batches, spec=batches.spec.model_copy(update={"size": size}))
 
 
 def placed(
@@ -219,7 +253,11 @@ def batches_of(
     refuse_few(recipe, len(records), len(parts["validation"]), len(parts["training"]))
     spec = specification(recipe)
     augment = Augment.of(recipe.augment, mixup=recipe.mixup, cutmix=recipe.cutmix)
-    wanted = {"training": room(spec) if augment.changes else spec, "validation": spec}
+    largest = max((spec.size, *recipe.sizes()))
+    # Photos that are seen as they are need no room around them.
+    views = augment.changes or set(recipe.sizes()) - {spec.size}
+    roomy = room(spec.model_copy(update={"size": largest})) if views else spec
+    wanted = {"training": roomy, "validation": spec}
     labels = {part: np.array([number[row.label] for row in rows]) for part, rows in parts.items()}
     sizes = np.bincount(labels["training"], minlength=len(listed.classes))
     if not sizes.all():
@@ -243,7 +281,7 @@ def batches_of(
         spec=spec,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
-        shapes=kept["training"].shapes if augment.changes else None,
+        shapes=kept["training"].shapes if views else None,
         augment=augment,
         balanced=recipe.balance == "sampling",
         class_weights=weights,
@@ -272,8 +310,9 @@ def require_preview(recipe: Recipe, path: Path) -> None:
 
 def write_preview(fed: Feed, path: Path) -> None:
     """Write a sheet of what the network will see."""
-    if fed.batches is not None:
-        for note in preview(fed.batches, path, classes=fed.photos.classes):
+    if fed.ours is not None:
+        shown = (fed.ours.epochs or (fed.ours.training,))[-1]
+        for note in preview(shown, path, classes=fed.photos.classes):
             say(note)
         say(f"Preview: {path}")
 

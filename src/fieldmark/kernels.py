@@ -19,9 +19,11 @@ benchmarks/train_step.py` measures them.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -39,9 +41,12 @@ class Figures(NamedTuple):
 
 
 Step = Callable[[Any, Any, Any], Figures]
+Precision = Literal["float32", "bfloat16"]
 
 
-def training_step(network: Any, optimiser: Any, *, loss: Any) -> Step:
+def training_step(
+    network: Any, optimiser: Any, *, loss: Any, precision: Precision = "float32"
+) -> Step:
     """Return the function `step(images, labels, weights)` that trains the network by one batch.
 
     It takes float32 arrays: images (n, h, w, 3) as the network takes them, labels (n, classes) as
@@ -50,12 +55,16 @@ def training_step(network: Any, optimiser: Any, *, loss: Any) -> Step:
     The optimiser is built for the variables that are trainable now: after freezing or thawing
     layers, take a new optimiser and a new step. With `use_ema` the averages of the weights stay
     in the optimiser, see `averaged`.
+
+    With "bfloat16" the body of the network computes in that, see `HALVED`, on every backend.
+    Variables, moving statistics, head, loss and optimiser stay in float32, and so does the network
+    outside of the step. `fast_precision` tells where it pays.
     """
     if not optimiser.built:
         optimiser.build(network.trainable_variables)
     if backend.name == "tensorflow" and not backend.devices() and fits(network, optimiser):
-        return fused_step(network, optimiser, loss)
-    return plain_step(network, optimiser, loss)
+        return fused_step(network, optimiser, loss, precision=precision)
+    return plain_step(network, optimiser, loss, precision=precision)
 
 
 def fits(network: Any, optimiser: Any) -> bool:
@@ -63,24 +72,103 @@ def fits(network: Any, optimiser: Any) -> bool:
 
     It adds no penalties of layers to the loss, and it does not scale the loss for float16.
     """
-    single = all(layer.compute_dtype == "float32" for layer in network.layers)
-    return single and not network.losses and not optimiser.loss_scale_factor
+    kinds = {(layer.variable_dtype, layer.compute_dtype) for layer in network.layers}
+    return kinds == {("float32", "float32")} and not network.losses and not optimiser.loss_scale_factor
 
 
-def plain_step(network: Any, optimiser: Any, loss: Any) -> Step:
+# What computes in bfloat16 where that is asked for: all between the photo's scaling and the mean
+# over the places. Those two and the classifier behind them cost nothing and need the digits.
+HALVED = (
+    layers.Activation,
+    layers.Add,
+    layers.BatchNormalization,
+    layers.Conv2D,
+    layers.GroupNormalization,
+    layers.MaxPooling2D,
+    layers.ReLU,
+    layers.ZeroPadding2D,
+)
+
+
+@contextmanager
+def computing(network: Any, precision: Precision) -> Iterator[None]:
+    """Let the layers of the network compute in this precision for as long as this lasts.
+
+    That is Keras' mixed precision: variables stay as they are, and a layer casts what it reads.
+    """
+    found = [
+        (layer, layer.dtype_policy)
+        for layer in network.layers
+        if precision == "bfloat16" and isinstance(layer, HALVED) and layer.compute_dtype == "float32"
+    ]
+    try:
+        for layer, _ in found:
+            layer.dtype_policy = "mixed_bfloat16"
+        yield
+    finally:
+        for layer, policy in found:
+            layer.dtype_policy = policy
+
+
+PROCESSOR = Path("/proc/cpuinfo")  # Linux has it, and names what the processor can do
+
+
+def fast_precision() -> Precision:
+    """Tell whether bfloat16 is what this machine computes fast: a newer GPU, or a CPU with AMX.
+
+    Without hardware of its own for it, bfloat16 is slower than float32. Where the machine does not
+    say, the answer is float32.
+    """
+    if backend.devices():
+        return "bfloat16" if halves_on_gpu() else "float32"
+    try:
+        flags = PROCESSOR.read_text(encoding="ascii", errors="replace")
+    except OSError:  # no Linux
+        return "float32"
+    return "bfloat16" if re.search(r"\bamx_bf16\b", flags) else "float32"
+
+
+def halves_on_gpu() -> bool:
+    """Tell whether the backend's GPUs, all of them, multiply in bfloat16."""
+    # NVIDIA's do from compute capability 8.0 on, Ampere of 2020.
+    if backend.name == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        return all(each.get("compute_capability", (0, 0)) >= (8, 0) for each in details)
+    if backend.name == "jax":
+        import jax
+
+        found = [each for each in jax.devices() if each.platform != "cpu"]
+        return all(
+            each.platform == "tpu" or float(getattr(each, "compute_capability", 0)) >= 8
+            for each in found
+        )
+    import torch
+
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def plain_step(
+    network: Any, optimiser: Any, loss: Any, *, precision: Precision = "float32"
+) -> Step:
     """Return Keras' own step, whichever the backend."""
     accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
     network.compile(optimizer=optimiser, loss=loss, metrics=[accuracy])
 
     def step(images: Any, labels: Any, weights: Any) -> Figures:
         network.reset_metrics()  # else they are means over all steps so far
-        found = network.train_on_batch(images, labels, sample_weight=weights, return_dict=True)
+        with computing(network, precision):  # around every step: each may be traced, or none
+            found = network.train_on_batch(images, labels, sample_weight=weights, return_dict=True)
         return Figures(float(found["loss"]), float(found["accuracy"]))
 
     return step
 
 
-def fused_step(network: Any, optimiser: Any, loss: Any) -> Step:
+def fused_step(
+    network: Any, optimiser: Any, loss: Any, *, precision: Precision = "float32"
+) -> Step:
     """Return the step in TensorFlow's fused kernels."""
     import tensorflow as tf
 
@@ -89,7 +177,8 @@ def fused_step(network: Any, optimiser: Any, loss: Any) -> Step:
     def compute(images: Any, labels: Any, weights: Any) -> tuple[Any, Any]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([variable.value for variable in variables])
-            logits, statistics = forward(network, images)
+            with computing(network, precision):
+                logits, statistics = forward(network, images)
             value = loss(labels, logits, sample_weight=weights)
         gradients = tape.gradient(value, [variable.value for variable in variables])
         update(optimiser, gradients, variables)
@@ -153,7 +242,7 @@ def call(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
     """Return the layer's output in training, from a kernel where one fits exactly."""
     if type(layer) is layers.ZeroPadding2D and layer.data_format == "channels_last":
         return Padded(x if not isinstance(x, Padded) else x.filled(), layer.padding)
-    if layer.compute_dtype == layer.variable_dtype == "float32":
+    if layer.variable_dtype == "float32":
         if type(layer) is layers.Conv2D and plain_convolution(layer):
             return convolution(layer, x)
         if isinstance(x, Padded):
@@ -183,10 +272,13 @@ def convolution(layer: Any, x: Any) -> Any:
     """Convolve (n, h, w, c) -> (n, h', w', filters)."""
     import tensorflow as tf
 
-    kernel = tf.convert_to_tensor(layer.kernel.value)
-    bias = tf.convert_to_tensor(layer.bias.value) if layer.use_bias else None
+    kernel = tf.cast(layer.kernel.value, layer.compute_dtype)
+    bias = tf.cast(layer.bias.value, layer.compute_dtype) if layer.use_bias else None
     scheme = "VALID"
-    if isinstance(x, Padded):
+    if not isinstance(x, Padded):
+        x = tf.cast(x, layer.compute_dtype)
+    else:
+        x = x._replace(x=tf.cast(x.x, layer.compute_dtype))
         around = tuple((size // 2, size // 2) for size in layer.kernel_size)
         odd = all(size % 2 for size in layer.kernel_size)
         if layer.strides == (1, 1) and odd and x.padding == around:
@@ -255,7 +347,7 @@ def normalisation(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
     import tensorflow as tf
 
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=x,
+        x=tf.cast(x, layer.compute_dtype),
         scale=layer.gamma.value,
         offset=layer.beta.value,
         mean=tf.zeros(0),

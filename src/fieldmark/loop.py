@@ -1,11 +1,11 @@
 """The training loop: a network and its batches -> trained weights, killed and gone on from at will.
 
-In: a functional Keras network that ends in logits, a `Plan` (optimiser, rate and all that decides
-the result beside network and batches), the `Batches` of every epoch, those to validate on, and a
+In: a functional Keras network that ends in logits, a `Recipe`, of which all that decides the result
+beside network and batches is read, the `Batches` of every epoch, those to validate on, and a
 `Keeper`, which says where the state lies and what else is to be kept. Out: an `Outcome`; on the way
 a line of figures for each finished epoch, and the best weights. Where there is a state the training
 goes on from it, and on one machine and backend it ends with the same bits as if it had never been
-stopped. `fieldmark train PHOTOS --pipeline batches --out RUN` runs it; `docs/resume.md` says what
+stopped. `fieldmark train PHOTOS --out RUN` runs it; `docs/resume.md` says what
 is kept and what is promised.
 """
 
@@ -16,7 +16,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -32,31 +32,14 @@ from fieldmark.batches import Batch, Batches
 from fieldmark.console import Meter, duration, meter, say
 from fieldmark.environment import installed
 from fieldmark.errors import FieldmarkError
+from fieldmark.recipe import Recipe
 from fieldmark.state import Epoch, Header, read, refuse_other, sweep, write
 
 Monitor = Literal["loss", "accuracy"]
+MOMENTUM = 0.9  # of SGD: Sutskever et al. 2013 and everyone since
 
 # What a line of the log says of the time, and no two runs say alike.
 TIMES = ("seconds", "photos_per_second")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a network is trained, beside its batches."""
-
-    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
-    learning_rate: float = 1e-3  # the highest
-    schedule: Literal["constant", "cosine"] = "cosine"  # cosine: down to nothing at the end
-    warmup: float = 0.0  # epochs in which the rate rises from nothing
-    momentum: float = 0.9  # of SGD, Nesterov's
-    weight_decay: float = 0.0  # decoupled; of kernels only, not of biases and normalisation
-    clip: float = 0.0  # the longest that all gradients together may be; 0: any
-    average: float = 0.0  # share of the old average in the new one, at each step; 0: no averages
-    label_smoothing: float = 0.0
-    accumulate: int = 1  # batches whose gradients make one update
-    monitor: Monitor = "loss"  # what says which epoch is the best, of the validation
-    patience: int = 0  # epochs without a better one after which to stop; 0: never
-    statistics: int = 0  # batches from which normalisation's are taken before an evaluation
 
 
 @dataclass(frozen=True)
@@ -64,7 +47,6 @@ class Keeper:
     """Where a training's state lies, what it is of, and whom to tell what."""
 
     state: Path
-    recipe: Mapping[str, Any]  # all that decides the result, for JSON; `Plan` is part of it
     photos: NDArray[np.uint64]  # `state.digests` of the split
     append: Callable[[Epoch], None]  # adds one line to the log
     mend: Callable[[Sequence[Epoch]], None]  # makes the log hold these lines and no others
@@ -97,13 +79,13 @@ class Evaluation(NamedTuple):
 
 def train(
     network: Any,
-    plan: Plan,
+    recipe: Recipe,
     *,
     training: Sequence[Batches],
     validation: Batches,
     keeper: Keeper,
 ) -> Outcome:
-    """Train the network to the end of the plan, or go on with it from the state that is there.
+    """Train the network to the end of the recipe, or go on with it from the state that is there.
 
     `training` has the batches of each epoch; their size may change from epoch to epoch. SIGINT
     and SIGTERM save the state and leave by KeyboardInterrupt and SystemExit(143). Raises a
@@ -111,8 +93,7 @@ def train(
     are no numbers any more; the state of before is kept then. A state is of one process alone:
     whoever calls this sees to it that no other one trains into the same place.
     """
-    refuse_wrong(plan, training)
-    course = Course(network, plan, training, validation, keeper)
+    course = Course(network, recipe, training, validation, keeper)
     sweep(keeper.state)
     if keeper.state.exists():
         course.resume()
@@ -123,86 +104,54 @@ def train(
         except Stopped as stopped:
             course.save()
             stopped.leave()
-    best = best_of(course.header.log, plan.monitor)
+    best = best_of(course.header.log, recipe.monitor)
     done = course.header.epoch
     return Outcome(tuple(course.header.log), best, done < len(training))
 
 
-# ---- what follows from the plan -----------------------------------------------------------------
+# ---- what follows from the recipe ---------------------------------------------------------------
 
 
-def refuse_wrong(plan: Plan, training: Sequence[Batches]) -> None:
-    """Raise a FieldmarkError for a plan that cannot be carried out."""
-    epochs = len(training)
-    for wrong, what in (
-        (not epochs, "There are no epochs to train: give 1 or more."),
-        (
-            plan.warmup > 0 and plan.warmup >= epochs,
-            f"A warm-up of {plan.warmup:g} epochs leaves nothing of a training of {epochs}: "
-            "give fewer, or more epochs.",
-        ),
-        (
-            plan.learning_rate <= 0,
-            f"A learning rate of {plan.learning_rate:g} trains nothing: give one above 0.",
-        ),
-        (
-            min(plan.warmup, plan.weight_decay, plan.clip, plan.patience, plan.statistics) < 0,
-            "Warm-up, weight decay, clipping, patience and batches for the statistics "
-            "cannot be negative: give 0 to leave one out.",
-        ),
-        (
-            not 0 <= plan.average < 1 or not 0 <= plan.label_smoothing < 1,
-            "Averaging and label smoothing are shares: give 0 to leave one out, and less than 1.",
-        ),
-        (
-            plan.accumulate < 1,
-            f"An update of {plan.accumulate} batches is none: give 1 or more.",
-        ),
-    ):
-        if wrong:
-            raise FieldmarkError(what)
-
-
-def optimiser_of(plan: Plan, network: Any) -> Any:
-    """Return Keras' optimiser of the plan, built for the network's trainable variables."""
+def optimiser_of(recipe: Recipe, network: Any) -> Any:
+    """Return Keras' optimiser of the recipe, built for the network's trainable variables."""
     options: dict[str, Any] = {
-        "weight_decay": plan.weight_decay or None,
-        "global_clipnorm": plan.clip or None,
-        "gradient_accumulation_steps": plan.accumulate if plan.accumulate > 1 else None,
+        "weight_decay": recipe.weight_decay or None,
+        "global_clipnorm": recipe.clip or None,
+        "gradient_accumulation_steps": recipe.accumulate if recipe.accumulate > 1 else None,
     }
-    if plan.average:
+    if recipe.average:
         # Keras averages at each batch: so long as an update is made of several, each counts less.
-        momentum = plan.average ** (1 / plan.accumulate)
+        momentum = recipe.average ** (1 / recipe.accumulate)
         options |= {"use_ema": True, "ema_momentum": momentum}
-    if plan.optimiser == "sgd":
-        options |= {"momentum": plan.momentum, "nesterov": plan.momentum > 0}
-    elif plan.optimiser == "adamw":
-        options["weight_decay"] = plan.weight_decay  # AdamW takes no None
+    if recipe.optimiser == "sgd":
+        options |= {"momentum": MOMENTUM, "nesterov": True}
+    elif recipe.optimiser == "adamw":
+        options["weight_decay"] = recipe.weight_decay  # AdamW takes no None
     kinds = {
         "adamw": keras.optimizers.AdamW,
         "adam": keras.optimizers.Adam,
         "sgd": keras.optimizers.SGD,
     }
     # The rate is a variable of the optimiser; the loop sets it before each step.
-    optimiser = kinds[plan.optimiser](float(plan.learning_rate), **options)
-    if plan.weight_decay:
+    optimiser = kinds[recipe.optimiser](float(recipe.learning_rate), **options)
+    if recipe.weight_decay:
         kernels.keep_decay_off(optimiser, network)
     optimiser.build(network.trainable_variables)
     return optimiser
 
 
-def learning_rate(plan: Plan, step: int, *, total: int, warmup: int) -> float:
+def learning_rate(recipe: Recipe, step: int, *, total: int, warmup: int) -> float:
     """Return the rate of a step, counted over all epochs from 0; it follows from these alone.
 
     Linear for the first `warmup` steps, then constant or half a cosine that would reach 0 at step
     `total` (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts).
     """
     if step < warmup:
-        return plan.learning_rate * (step + 1) / (warmup + 1)
-    if plan.schedule == "constant":
-        return plan.learning_rate
+        return recipe.learning_rate * (step + 1) / (warmup + 1)
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
     part = (step - warmup) / (total - warmup)
-    return plan.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
 
 
 def best_of(log: Sequence[Epoch], monitor: Monitor) -> Best | None:
@@ -224,12 +173,17 @@ def best_of(log: Sequence[Epoch], monitor: Monitor) -> Best | None:
     return best
 
 
-def over(log: Sequence[Epoch], plan: Plan, epochs: int) -> bool:
+def looked_at(epoch: int, recipe: Recipe, epochs: int) -> bool:
+    """Tell whether the validation photos are looked at after an epoch, counted from 0."""
+    return (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == epochs
+
+
+def over(log: Sequence[Epoch], recipe: Recipe, epochs: int) -> bool:
     """Tell whether a training with this log is at its end."""
     if len(log) >= epochs:
         return True
-    best = best_of(log, plan.monitor)
-    return bool(plan.patience) and len(log) - (best.epoch if best else 0) >= plan.patience
+    best = best_of(log, recipe.monitor)
+    return bool(recipe.patience) and len(log) - (best.epoch if best else 0) >= recipe.patience
 
 
 # ---- the course of a training -------------------------------------------------------------------
@@ -241,43 +195,32 @@ class Course:
     def __init__(
         self,
         network: Any,
-        plan: Plan,
+        recipe: Recipe,
         training: Sequence[Batches],
         validation: Batches,
         keeper: Keeper,
     ) -> None:
         self.network = network
-        self.plan = plan
+        self.recipe = recipe
         self.training = training
         self.validation = validation
         self.keeper = keeper
         # For whoever saves it: the same layers, but never compiled, so without an optimiser.
-        self.bare = keras.Model(network.inputs, network.outputs, name=network.name)
-        self.optimiser = optimiser_of(plan, network)
+        self.bare = keras.Model(network.input, network.output, name=network.name)
+        self.optimiser = optimiser_of(recipe, network)
         loss = keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=plan.label_smoothing
+            from_logits=True, label_smoothing=recipe.label_smoothing
         )
-        self.step = kernels.training_step(network, self.optimiser, loss=loss)
+        self.step = kernels.training_step(
+            network, self.optimiser, loss=loss, precision=recipe.precision
+        )
         self.forward = forward(network)
         self.before = np.cumsum([0, *map(len, training)]).tolist()  # steps before each epoch
-        self.header = Header(recipe=keeper.recipe, made_with=made_with())
+        self.header = Header(recipe=recipe.model_dump(), made_with=made_with())
         self.saved: tuple[int, int] | None = None  # epoch and step of the state on the disk
         self.saved_at = time.monotonic()
 
     # -- the state
-
-    def variables(self) -> list[tuple[str, Any]]:
-        """Return all variables with their names in the state.
-
-        A name has the variable's place, and its path without the numbers that Keras counts up
-        in a process, such as the 3 of `adamw_3`.
-        """
-        parts = (("network", self.network.variables), ("optimiser", self.optimiser.variables))
-        return [
-            (f"{part}/{place:04d}/{re.sub(r'_[0-9]+(?=/|$)', '', variable.path)}", variable)
-            for part, variables in parts
-            for place, variable in enumerate(variables)
-        ]
 
     def save(self) -> None:
         """Write the state; raise a FieldmarkError instead where a variable is no number."""
@@ -287,70 +230,30 @@ class Course:
                 self.keeper.state,
                 self.header,
                 photos=self.keeper.photos,
-                arrays=self.checked(),
+                arrays=values(self.network, self.optimiser, lost=self.lost),
             )
             self.saved = at
         self.saved_at = time.monotonic()
 
-    def checked(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Yield the values of all variables, as long as they are finite numbers."""
-        for name, variable in self.variables():
-            values = values_of(variable)
-            if not np.isfinite(values).all():
-                raise FieldmarkError(self.lost(f"{variable.path} has values that are no numbers"))
-            yield name, values
-
     def lost(self, what: str) -> str:
         """Say that the training cannot go on, and what is kept."""
-        kept = "no state was kept before"
-        if self.saved is not None:
-            kept = f"{self.keeper.state} keeps {place(*self.saved)}"
-        return (
-            f"After {place(self.header.epoch, self.header.step)}, {what} any more; {kept}: "
-            "begin a new run with a smaller --learning-rate."
-        )
+        at = place(self.header.epoch, self.header.step)
+        return lost(what, after=at, kept=self.saved and place(*self.saved), state=self.keeper.state)
 
     def resume(self) -> None:
         """Put everything where the state left it, and log and best weights where they belong."""
         keeper = self.keeper
-        header, photos, arrays = read(keeper.state)
-        refuse_other(
-            keeper.state,
-            (header, photos),
-            recipe=keeper.recipe,
-            photos=keeper.photos,
-            backend=backend.name,
-        )
-        self.restore(arrays)
-        if header.made_with != self.header.made_with:
-            said = ", ".join(f"{name} {version}" for name, version in header.made_with.items())
-            say(f"Note: begun with {said}; with other versions the last bits differ.")
+        header = restore(self.network, self.optimiser, self.recipe, keeper)
         self.header = replace(header, made_with=self.header.made_with)
         self.saved = (header.epoch, header.step)
         keeper.mend(header.log)
-        best = best_of(header.log, self.plan.monitor)
+        best = best_of(header.log, self.recipe.monitor)
         # The state is written before the best weights are: they are still the network's own, and
         # may not have been kept.
         if header.step == 0 and best is not None and best.epoch == header.epoch:
             self.keep_best(best)
-        if not over(header.log, self.plan, len(self.training)):
+        if not over(header.log, self.recipe, len(self.training)):
             say(f"Going on after {place(header.epoch, header.step)}.")
-
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Give all variables their values, or none and raise a FieldmarkError."""
-        variables = self.variables()
-        expected = {name: (tuple(each.shape), str(each.dtype)) for name, each in variables}
-        found = {name: (values.shape, str(values.dtype)) for name, values in arrays.items()}
-        if expected != found:
-            unlike = next(
-                name for name in {**expected, **found} if expected.get(name) != found.get(name)
-            )
-            raise FieldmarkError(
-                f"{self.keeper.state} is of another network or optimiser, {unlike} to begin with: "
-                "give the values that it was begun with, or begin a new run."
-            )
-        for name, variable in variables:
-            variable.assign(arrays[name])
 
     # -- the way
 
@@ -361,7 +264,7 @@ class Course:
         with meter("Training", total) as shown:
             if done := self.before[self.header.epoch] + self.header.step:
                 shown.advance(done)
-            while not over(self.header.log, self.plan, len(self.training)):
+            while not over(self.header.log, self.recipe, len(self.training)):
                 self.teach(stream, shown, poll)
                 self.finish(poll)
 
@@ -409,10 +312,10 @@ class Course:
     def rate(self, step: int) -> float:
         """Return the learning rate of a step of the running epoch."""
         return learning_rate(
-            self.plan,
+            self.recipe,
             self.before[self.header.epoch] + step,
             total=self.before[-1],
-            warmup=round(self.plan.warmup * self.before[-1] / len(self.training)),
+            warmup=round(self.recipe.warmup * self.before[-1] / len(self.training)),
         )
 
     def finish(self, poll: Callable[[], None]) -> None:
@@ -421,8 +324,10 @@ class Course:
         A kill between two of them is made good by `resume`, from the state.
         """
         began = time.monotonic()
-        line = {**self.figures(), **self.evaluations(poll)}
+        line = self.figures()
         at = self.header
+        if looked_at(at.epoch, self.recipe, len(self.training)):
+            line |= self.evaluations(poll)
         line["seconds"] = round(at.seconds + time.monotonic() - began, 3)
         self.header = replace(
             at,
@@ -434,7 +339,7 @@ class Course:
             log=(*at.log, line),
         )
         self.save()
-        best = best_of(self.header.log, self.plan.monitor)
+        best = best_of(self.header.log, self.recipe.monitor)
         if best is not None and best.epoch == self.header.epoch:
             self.keep_best(best)
         self.keeper.append(line)
@@ -455,7 +360,7 @@ class Course:
     def evaluations(self, poll: Callable[[], None]) -> dict[str, float | None]:
         """Return the validation's figures, with the averaged weights beside the raw ones."""
         found: dict[str, float | None] = {}
-        for averaged in (False, True)[: 1 + bool(self.plan.average)]:
+        for averaged in (False, True)[: 1 + bool(self.recipe.average)]:
             with self.weights(averaged=averaged, epoch=self.header.epoch):
                 loss, accuracy = evaluate(self.forward, self.validation, poll=poll)
             prefix = "averaged_" if averaged else ""
@@ -468,13 +373,75 @@ class Course:
     def weights(self, *, averaged: bool, epoch: int) -> Iterator[None]:
         """Let the network have the weights that are evaluated after an epoch, counted from 0."""
         exchanged = kernels.averaged(self.optimiser) if averaged else nullcontext()
-        with exchanged, statistics(self.network, self.training[epoch], epoch, self.plan.statistics):
+        batches, count = self.training[epoch], self.recipe.statistics
+        with exchanged, statistics(self.network, batches, epoch, count):
             yield
 
     def keep_best(self, best: Best) -> None:
         """Have the best weights kept, which are those of the epoch that has just ended."""
         with self.weights(averaged=best.averaged, epoch=best.epoch - 1):
             self.keeper.best(self.bare)
+
+
+# ---- network and optimiser in a state -----------------------------------------------------------
+
+
+def variables(network: Any, optimiser: Any) -> list[tuple[str, Any]]:
+    """Return all variables with their names in the state.
+
+    A name has the variable's place, and its path without the numbers that Keras counts up in a
+    process, such as the 3 of `adamw_3`.
+    """
+    parts = (("network", network.variables), ("optimiser", optimiser.variables))
+    return [
+        (f"{part}/{place:04d}/{re.sub(r'_[0-9]+(?=/|$)', '', variable.path)}", variable)
+        for part, found in parts
+        for place, variable in enumerate(found)
+    ]
+
+
+def values(
+    network: Any, optimiser: Any, *, lost: Callable[[str], str]
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the values of all variables, as long as they are finite numbers.
+
+    Raises a FieldmarkError with what `lost` makes of the clause that says which are not.
+    """
+    for name, variable in variables(network, optimiser):
+        found = values_of(variable)
+        if not np.isfinite(found).all():
+            raise FieldmarkError(lost(f"{variable.path} has values that are no numbers"))
+        yield name, found
+
+
+def restore(network: Any, optimiser: Any, recipe: Recipe, keeper: Keeper) -> Header:
+    """Give all variables their values from the state and return its header, or raise.
+
+    A FieldmarkError says in what the state is of another training; nothing is changed then.
+    """
+    header, photos, arrays = read(keeper.state)
+    refuse_other(
+        keeper.state,
+        (header, photos),
+        recipe=recipe.model_dump(),
+        photos=keeper.photos,
+        backend=backend.name,
+    )
+    ours = variables(network, optimiser)
+    expected = {name: (tuple(each.shape), str(each.dtype)) for name, each in ours}
+    found = {name: (each.shape, str(each.dtype)) for name, each in arrays.items()}
+    if expected != found:
+        unlike = next(n for n in {**expected, **found} if expected.get(n) != found.get(n))
+        raise FieldmarkError(
+            f"{keeper.state} is of another network or optimiser, {unlike} to begin with: "
+            "give the values that it was begun with, or begin a new run."
+        )
+    for name, variable in ours:
+        variable.assign(arrays[name])
+    if header.made_with != made_with():
+        said = ", ".join(f"{name} {version}" for name, version in header.made_with.items())
+        say(f"Note: begun with {said}; with other versions the last bits differ.")
+    return header
 
 
 def made_with() -> dict[str, str]:
@@ -488,6 +455,14 @@ def made_with() -> dict[str, str]:
 def values_of(variable: Any) -> NDArray[Any]:
     """Return a variable's values as numpy has them."""
     return np.asarray(keras.ops.convert_to_numpy(variable))
+
+
+def lost(what: str, *, after: str, kept: str | None, state: Path) -> str:
+    """Say that a training cannot go on, and what is kept."""
+    there = f"{state} keeps {kept}" if kept else "no state was kept before"
+    return (
+        f"After {after}, {what} any more; {there}: begin a new run with a smaller --learning-rate."
+    )
 
 
 def place(epoch: int, step: int) -> str:

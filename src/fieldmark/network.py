@@ -26,14 +26,12 @@ from fieldmark.anatomy import Anatomy, Block, Part, Shortcut, Stage, Step
 from fieldmark.backend import keras
 from fieldmark.errors import FieldmarkError
 from fieldmark.files import whole_file
+from fieldmark.recipe import Network
 
 LARGEST = 4096  # pixels a side: beyond it one photo's first maps take gigabytes
 MOST_CLASSES = 100_000  # ImageNet's full tree has 21,841
 SMALLEST = 5  # the article's: padded by 1 on both sides, 5 pixels just fill the stem's 7x7 kernel
 
-Name = Literal[
-    "article", "resnet50v2", "resnet101v2", "resnet152v2", "bit_r50x1", "resnetv2_50", "small"
-]
 # Where black and white lie in what a network reads.
 SCALING: dict[str, Literal["0..255", "-1..1"]] = {"article": "0..255", "small": "0..255"}
 
@@ -89,9 +87,10 @@ class _Node:
     shape: tuple[int | None, ...]  # without the batch
 
 
-BUILDERS: dict[Name, Callable[..., Any]] = {
+BUILDERS: dict[Network, Callable[..., Any]] = {
     "article": article.ResNet50V2,
     "small": resnet_v2.Small,
+    "resnet26v2_half": resnet_v2.ResNet26V2Half,
     "resnet50v2": resnet_v2.ResNet50V2,
     "resnet101v2": resnet_v2.ResNet101V2,
     "resnet152v2": resnet_v2.ResNet152V2,
@@ -100,25 +99,41 @@ BUILDERS: dict[Name, Callable[..., Any]] = {
 }
 
 
-def build(name: Name, *, image_size: int = 224, classes: int = 1000) -> Any:
+def build(
+    name: Network, *, image_size: int | None = 224, classes: int = 1000, **options: Any
+) -> Any:
     """Build a network by its name, untrained, for square photos of `image_size` pixels.
 
-    Raises FieldmarkError for an unknown name and for a size or count that the network cannot take.
+    Without a size it takes photos of any. `options` are the ones that the network has. Raises
+    FieldmarkError for an unknown name and for a size or count that the network cannot take.
     """
     if name not in BUILDERS:
         raise FieldmarkError(f"No network is called {name!r}: choose {', '.join(BUILDERS)}.")
     smallest = SMALLEST if name == "article" else 1
-    if image_size < smallest:
+    if image_size is not None and image_size < smallest:
         raise FieldmarkError(
             f"The network {name!r} cannot take photos of {image_size} pixels a side: "
             f"name a size of {smallest} or more (224 is the custom)."
         )
-    if image_size > LARGEST:
+    if image_size is not None and image_size > LARGEST:
         raise FieldmarkError(f"Photos of {image_size} pixels a side: name {LARGEST} or fewer.")
     if not 1 <= classes <= MOST_CLASSES:
         raise FieldmarkError(f"{classes} classes: name at least one and at most {MOST_CLASSES}.")
     shape = (image_size, image_size, 3)
-    return BUILDERS[name](shape, classes)
+    return BUILDERS[name](shape, classes, **options)
+
+
+def for_training(name: Network, *, image_size: int | None, classes: int) -> Any:
+    """Build a network as a training that is not the article's begins with it.
+
+    Blocks begin as nothing but their shortcuts, kernels as He et al. 2015 (arXiv:1502.01852) draw
+    them for ReLU, and the normalisation's moving statistics follow within some thirty steps, of
+    which a few hundred photos have as many an epoch (`resnet_v2.Options`).
+    """
+    options = {"bn_momentum": 0.9, "zero_init_residual": True, "initializer": "he_normal"}
+    if name in ("article", "small", "bit_r50x1"):  # the literal one, and two that have no choice
+        options = {}
+    return build(name, image_size=image_size, classes=classes, **options)
 
 
 def summary(model: Any) -> str:

@@ -32,6 +32,7 @@ TITLES: dict[Language, dict[str, str]] = {
         "loss": "Loss",
         "training": "Training",
         "validation": "Validation",
+        "averaged": "Validation, averaged weights",
         "epoch": "Epoch",
     },
     "zh": {
@@ -41,6 +42,7 @@ TITLES: dict[Language, dict[str, str]] = {
         "loss": "损失",
         "training": "训练集",
         "validation": "验证集",
+        "averaged": "验证集（平均权重）",
         "epoch": "轮次",
     },
 }
@@ -57,7 +59,7 @@ PREFERRED = (
     "Noto Sans CJK JP",
 )
 
-COLOURS = {"training": "#1f6f8b", "validation": "#d1603d"}
+COLOURS = {"training": "#1f6f8b", "validation": "#d1603d", "averaged": "#7a4988"}
 
 
 class Lettering:
@@ -140,10 +142,15 @@ def curve(
     legend: Literal["lower right", "upper right"],
 ) -> None:
     """Draw one figure of the log over the epochs, for training and validation."""
-    epochs = np.array([epoch["epoch"] for epoch in log], dtype=float)
-    for split, key in (("training", figure_of), ("validation", f"val_{figure_of}")):
-        values = np.array([epoch[key] for epoch in log], dtype=float)  # none becomes not-a-number
-        axes.plot(epochs, values, marker="o", ms=4, color=COLOURS[split], label=titles[split])
+    for split, prefix in (("training", ""), ("validation", "val_"), ("averaged", "averaged_val_")):
+        key = f"{prefix}{figure_of}"
+        lines = [line for line in log if key in line]  # not every epoch is validated
+        epochs = np.array([line["epoch"] for line in lines], dtype=float)
+        values = np.array([line[key] for line in lines], dtype=float)  # none becomes not-a-number
+        if lines:
+            marker = "o" if len(lines) <= 30 else ""
+            colour = COLOURS[split]
+            axes.plot(epochs, values, marker=marker, ms=4, color=colour, label=titles[split])
     axes.set_title(titles[figure_of], fontfamily=fonts)
     axes.set_xlabel(titles["epoch"], fontfamily=fonts)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,18 +1,32 @@
 """The values of a training run: all of them, their defaults and their reasons, in one place.
 
-In: nothing, or a JSON file. Out: a frozen `Recipe`. `fieldmark recipe article` prints one; the
-fields become the flags of `fieldmark train`.
+In: nothing, or a TOML or JSON file. Out: a frozen `Recipe`. `fieldmark recipe scratch` prints one;
+the fields become the flags of `fieldmark train`. `rule.py` chooses one for the photos at hand.
 """
 
 from __future__ import annotations
 
 import codecs
+import json
+import textwrap
+import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fieldmark.errors import FieldmarkError
+
+Network = Literal[
+    "article",
+    "resnet50v2",
+    "resnet101v2",
+    "resnet152v2",
+    "resnetv2_50",
+    "bit_r50x1",
+    "resnet26v2_half",
+    "small",
+]
 
 
 class Recipe(BaseModel):
@@ -20,10 +34,32 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    network: Literal["article", "small"] = Field(
+    # ---- the network
+
+    network: Network = Field(
         "article",
-        description="The article's ResNet50V2, or a small ResNet-V2 for a first look in a minute.",
+        description="`article`: the article's ResNet50V2. `resnet50v2` and deeper: the reference, "
+        "as in Keras applications. `resnetv2_50`, `bit_r50x1`: timm's and Big Transfer's. "
+        "`resnet26v2_half`: 26 layers of half the width, for few photos. `small`: a tiny one.",
     )
+    weights: str = Field(
+        "",
+        description="What to start from: `imagenet`, which is downloaded once, or a file of "
+        "weights (.keras, .h5, .npz, .safetensors). The article starts from nothing.",
+    )
+    probe: bool = Field(
+        False,
+        description="Begin with the classifier that logistic regression finds on the network's "
+        "features, which are computed once. The article does not.",
+    )
+    freeze_normalisation: bool = Field(
+        False,
+        description="Keep the batch normalisation of `--weights` as it came: the statistics of a "
+        "million photos are better than those of a few. The article has none to keep.",
+    )
+
+    # ---- the photos
+
     pipeline: Literal["article", "batches"] = Field(
         "article",
         description="`article`: Keras' reader, kept as float32, in batches that never change. "
@@ -37,23 +73,26 @@ class Recipe(BaseModel):
         description="Side of the square that a photo is resized to, in pixels. "
         "The article's 224 is ImageNet's custom; the time of a step grows with the square.",
     )
+    begin_size: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Side in the first epochs of the training; it grows to `--end-size` by steps "
+        "of 32. Small photos are quick, and large ones are learned from them. "
+        "0: `--image-size`, as in the article.",
+    )
+    end_size: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Side in the last epochs of the training. Crops show things larger than whole "
+        "photos do, so that a network does best on photos somewhat larger than its crops. "
+        "0: `--image-size`, as in the article.",
+    )
     square: Literal["squash", "crop", "pad"] = Field(
         "squash",
         description="How a photo becomes a square: its sides stretched, as the article does, "
         "its middle, or the whole of it with grey beside.",
-    )
-    batch_size: int = Field(
-        8,
-        ge=1,
-        le=4096,
-        description="Photos a step. The article's 8 fits any memory, "
-        "but gives noisy batch statistics.",
-    )
-    epochs: int = Field(
-        10, ge=1, le=100_000, description="Passes over the training photos. The article's 10."
-    )
-    learning_rate: float = Field(
-        0.001, gt=0, le=10, description="Step size of Adam. The article's, and Adam's default."
     )
     split: str = Field(
         "auto",
@@ -86,6 +125,14 @@ class Recipe(BaseModel):
         lt=2**32,
         description="Number that decides which photos are for validation. The article's 123.",
     )
+    balance: Literal["none", "weights", "sampling"] = Field(
+        "none",
+        description="What makes up for classes of unequal size: a weight for each photo, "
+        "or photos of small classes seen more often. The article has nothing.",
+    )
+
+    # ---- what is done against learning the photos by heart
+
     augment: float = Field(
         0.0,
         ge=0,
@@ -107,10 +154,108 @@ class Recipe(BaseModel):
         description="Alpha of CutMix, which sets a part of one photo into another; 1 is its "
         "authors'. The article has none.",
     )
-    balance: Literal["none", "weights", "sampling"] = Field(
-        "none",
-        description="What makes up for classes of unequal size: a weight for each photo, "
-        "or photos of small classes seen more often. The article has nothing.",
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of a label that is given to all classes alike; 0.1 is the custom. "
+        "The article has none.",
+    )
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="Share of the weights that each step takes away, times the learning rate; "
+        "never of biases and normalisation. The article has none.",
+    )
+
+    # ---- the steps
+
+    batch_size: int = Field(
+        8,
+        ge=1,
+        le=4096,
+        description="Photos a step. The article's 8 fits any memory, "
+        "but gives noisy batch statistics.",
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Steps whose gradients make one update: a larger batch in the same memory, "
+        "but for the batch statistics.",
+    )
+    epochs: int = Field(
+        10,
+        ge=0,
+        le=100_000,
+        description="Passes over the training photos. The article's 10. "
+        "0 with `--probe`: the network stays as it came, only the classifier is found.",
+    )
+    optimiser: Literal["adam", "adamw", "sgd"] = Field(
+        "adam",
+        description="`adam`: the article's. `adamw`: with a decay that its step sizes do not "
+        "change. `sgd`: with Nesterov's momentum of 0.9.",
+    )
+    learning_rate: float = Field(
+        0.001,
+        gt=0,
+        le=10,
+        description="The highest step size. The article's, and Adam's default.",
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant",
+        description="The step size over time: the article's, always the same, or half a cosine "
+        "down to nothing.",
+    )
+    warmup: float = Field(
+        0.0,
+        ge=0,
+        description="Epochs in which the step size rises from nothing. The article has none.",
+    )
+    clip: float = Field(
+        0.0,
+        ge=0,
+        description="The longest that all gradients together may be; 1 is the custom. 0: any, as "
+        "in the article.",
+    )
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the old average in the new one of the weights, at each step; these "
+        "averages are tried beside the weights themselves. 0: none, as in the article.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="`bfloat16`: products in half the bits, several times as fast where the "
+        "processor has them (a GPU, a Xeon with AMX); weights stay float32, as all is in the "
+        "article.",
+    )
+
+    # ---- which weights are kept
+
+    validate_every: int = Field(
+        1,
+        ge=1,
+        description="Epochs from one look at the validation photos to the next; the last one is "
+        "always looked at. The article's 1.",
+    )
+    statistics: int = Field(
+        0,
+        ge=0,
+        description="Training batches from which the normalisation's statistics are taken anew "
+        "before each look. 0: those that have moved along, as in the article.",
+    )
+    monitor: Literal["loss", "accuracy"] = Field(
+        "accuracy",
+        description="What says which epoch is the best, on the validation photos: the loss, which "
+        "is finer, or the accuracy, and the loss among equals.",
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        description="Epochs without a better one after which to stop. 0: never, as the article.",
     )
     seed: int = Field(
         0,
@@ -120,9 +265,29 @@ class Recipe(BaseModel):
         "augmentation are drawn from. The article sets none.",
     )
 
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Recipe:
+        """Raise where two values make no sense together."""
+        if self.epochs == 0 and not self.probe:
+            raise ValueError("0 epochs train nothing: give 1 or more, or probe as well")
+        if self.warmup and self.warmup >= self.epochs:
+            raise ValueError(
+                f"a warm-up of {self.warmup:g} epochs leaves nothing of a training of "
+                f"{self.epochs}: give fewer, or more epochs"
+            )
+        for name in ("begin_size", "end_size"):
+            if 0 < getattr(self, name) < 32:
+                raise ValueError(f"{name} {getattr(self, name)} is too small: give 32 or more")
+        if self.freeze_normalisation and not self.weights:
+            raise ValueError("there is no normalisation to freeze without weights to start from")
+        return self
+
     def changed(self, **values: Any) -> Recipe:
-        """Return this recipe with other values, validated again."""
-        return Recipe.model_validate({**self.model_dump(), **values})
+        """Return this recipe with other values, validated again; raise a FieldmarkError."""
+        try:
+            return Recipe.model_validate({**self.model_dump(), **values})
+        except ValidationError as error:
+            raise FieldmarkError(f"{reasons(error, flags=True)}.") from error
 
     def resolved(self) -> Recipe:
         """Return this recipe with every choice made that it leaves open."""
@@ -130,41 +295,110 @@ class Recipe(BaseModel):
             return self
         return self.changed(split="article" if self.pipeline == "article" else "stratified")
 
+    def sizes(self) -> tuple[int, ...]:
+        """Return the side of the training's photos in each epoch, in pixels.
+
+        From `begin_size` to `end_size` by steps of 32, for as many epochs each as can be; what is
+        left over goes to the last ones.
+        """
+        first, last = self.begin_size or self.image_size, self.end_size or self.image_size
+        step = 32 if last >= first else -32
+        sides = [*range(first, last, step), last][-max(1, self.epochs) :]
+        return tuple(sides[epoch * len(sides) // self.epochs] for epoch in range(self.epochs))
+
+    def __str__(self) -> str:
+        """Write the recipe as TOML, a comment with the reason above each value."""
+        lines = []
+        for name, field in type(self).model_fields.items():
+            said = textwrap.wrap(field.description or "", 96)
+            # What JSON writes of text, numbers, true and false is TOML as well.
+            value = json.dumps(getattr(self, name), ensure_ascii=False)
+            lines += ["", *(f"# {line}" for line in said), f"{name} = {value}"]
+        return "\n".join(lines[1:])
+
 
 ARTICLE = Recipe.model_validate({})
 
-# A network of 0.2 million parameters and batches that change, for a first look in a minute.
-SMALL = ARTICLE.changed(
-    network="small",
+# No weights to start from. Each value was chosen on flowers and birds, see docs/recipe.md.
+SCRATCH = ARTICLE.changed(
+    network="resnet26v2_half",
     pipeline="batches",
-    image_size=64,
+    image_size=128,
+    begin_size=64,
+    end_size=96,
+    square="crop",
     batch_size=16,
-    epochs=20,
-    augment=0.3,
+    epochs=160,
+    augment=0.5,
+    label_smoothing=0.1,
+    optimiser="adamw",
+    learning_rate=0.002,
+    weight_decay=0.05,
+    schedule="cosine",
+    warmup=2.0,
+    clip=1.0,
+    average=0.99,
+    monitor="loss",
+    statistics=8,
+    validate_every=5,
 )
 
-RECIPES = {"article": ARTICLE, "small": SMALL}
+# Weights are there, time is not: the network as it came, and a classifier on its features.
+PROBE = ARTICLE.changed(
+    network="resnet50v2",
+    weights="imagenet",
+    probe=True,
+    pipeline="batches",
+    image_size=299,  # Keras' weights were trained at 299 px (tensorflow/models#1497)
+    square="crop",
+    batch_size=16,
+    epochs=0,
+    monitor="loss",
+)
+
+# Weights and time: the same, then all layers at a hundredth of the rate that begins from nothing.
+FINETUNE = PROBE.changed(
+    freeze_normalisation=True,
+    epochs=20,
+    augment=0.3,
+    label_smoothing=0.1,
+    optimiser="adamw",
+    learning_rate=5e-5,
+    weight_decay=0.05,
+    schedule="cosine",
+    warmup=1.0,
+    clip=1.0,
+    average=0.99,
+)
+
+RECIPES = {"article": ARTICLE, "scratch": SCRATCH, "probe": PROBE, "finetune": FINETUNE}
 
 
 def named(name: str) -> Recipe:
-    """Return the recipe of that name, or of the JSON file at that path."""
+    """Return the recipe of that name, or of the TOML or JSON file at that path."""
     if name in RECIPES:
         return RECIPES[name]
+    path = Path(name).expanduser()
     try:
-        content = Path(name).expanduser().read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise FieldmarkError(
-            f"There is no recipe {name!r}: name one of {', '.join(RECIPES)}, or a JSON file "
-            "(`fieldmark recipe article` prints one to start from)."
+            f"There is no recipe {name!r}: name one of {', '.join(RECIPES)}, or a file "
+            "(`fieldmark recipe scratch` prints one to start from)."
         ) from error
     except (OSError, ValueError) as error:
-        raise FieldmarkError(f"{name} cannot be read ({error}): name a JSON file.") from error
+        raise FieldmarkError(f"{name} cannot be read ({error}): name a TOML file.") from error
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # PowerShell's `>`
         content = content.decode("utf-16", errors="replace").encode()
+    content = content.removeprefix(codecs.BOM_UTF8)
     try:
-        return Recipe.model_validate_json(content.removeprefix(codecs.BOM_UTF8))
+        if path.suffix.lower() == ".json":
+            return Recipe.model_validate_json(content)
+        return Recipe.model_validate(tomllib.loads(content.decode()))
     except ValidationError as error:
         raise FieldmarkError(f"{name} is not a recipe: {reasons(error)}.") from error
+    except ValueError as error:  # of TOML, or of its letters
+        raise FieldmarkError(f"{name} is not a recipe: {error}.") from error
 
 
 def reasons(error: ValidationError, *, flags: bool = False) -> str:
@@ -178,5 +412,6 @@ def reasons(error: ValidationError, *, flags: bool = False) -> str:
         if flags and field:
             field = "--" + field.replace("_", "-")
         value = f" {problem['input']!r}" if field else ""
-        clauses.append(f"{field}{value}: {problem['msg']}".lstrip(": "))
+        said = problem["msg"].removeprefix("Value error, ")
+        clauses.append(f"{field}{value}: {said}".lstrip(": "))
     return "; ".join(clauses)

@@ -19,7 +19,7 @@ from fieldmark.images import ImageSpec
 from fieldmark.recipe import Recipe
 from fieldmark.split import Record
 
-SCHEMA = 1  # raised when a file of the run changes its meaning
+SCHEMA = 2  # raised when a file of the run changes its meaning
 
 # An epoch's figures by their names in Keras; none where the figure was no finite number.
 Epoch = Mapping[str, float | None]
@@ -63,8 +63,18 @@ class Run:
 
     @property
     def last(self) -> Path:
-        """The state after the last epoch, the optimiser's included."""
-        return self.folder / "last" / "state.keras"
+        """All that going on with the training needs."""
+        return self.folder / "last" / "state.npz"
+
+    @property
+    def lock(self) -> Path:
+        """The file that the process has locked which trains into this run."""
+        return self.last.parent / "lock"
+
+    @property
+    def probe(self) -> Path:
+        """What logistic regression on the network's features came to."""
+        return self.folder / "probe.json"
 
     @property
     def best(self) -> Path:
@@ -98,7 +108,17 @@ class Run:
 
     def read_recipe(self) -> Recipe:
         """Return the recipe that the run was trained by."""
-        return Recipe.model_validate_json(self.recipe.read_text(encoding="utf-8"))
+        try:
+            return Recipe.model_validate_json(self.recipe.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise FieldmarkError(
+                f"{self.recipe} is not a recipe of this version: use the version that wrote it."
+            ) from error
+
+    def write_probe(self, figures: Mapping[str, Any]) -> None:
+        """Write what the probe came to."""
+        with files.whole_file(self.probe) as temporary:
+            temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
     def read_classes(self) -> tuple[str, ...]:
         """Return the class names in the order of the labels."""
@@ -137,6 +157,12 @@ def create(
         draft.specification.write_text(specification.model_dump_json() + "\n", encoding="utf-8")
         split.write(draft.split, records)
     return run
+
+
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Tell whether a folder holds a run, of whichever version."""
+    run = Run(Path(folder))
+    return run.environment.is_file() and run.recipe.is_file()
 
 
 def open_run(folder: str | os.PathLike[str]) -> Run:

@@ -1,37 +1,55 @@
 """fit(recipe, photos, out): a folder of photos -> a run folder with a trained network.
 
 In: a `Recipe` and a folder or a CSV of photos with their classes. Out: the run folder of
-`docs/design.md`. `fieldmark train PHOTOS --recipe article --out RUN` runs it: the article's steps
-in their order, with all that can be wrong found before the first step of training.
+`docs/design.md`. All that can be wrong is found before the first step of training, and a run that
+exists is gone on with. `fieldmark train PHOTOS --out RUN` runs it.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from fieldmark import article, backend, environment, files, plots
+from fieldmark import (
+    article,
+    backend,
+    bit,
+    data,
+    environment,
+    features,
+    files,
+    locks,
+    loop,
+    network,
+    plots,
+    reproduction,
+    rule,
+    state,
+    weights,
+)
 from fieldmark.backend import keras
-from fieldmark.console import Meter, duration, meter, say, size
+from fieldmark.console import say, size
 from fieldmark.errors import FieldmarkError
-from fieldmark.feed import Feed, feed, require_preview, write_preview
+from fieldmark.feed import Feed, Ours, feed, require_preview, write_preview
 from fieldmark.findings import wilson
 from fieldmark.images import scale
-from fieldmark.network import build, summary
+from fieldmark.loop import Keeper
 from fieldmark.plots import Language, Lettering
 from fieldmark.recipe import Recipe
-from fieldmark.run import Epoch, Run, create
+from fieldmark.run import Epoch, Run, create, is_run, open_run
+
+SAVE_EVERY = 300.0  # seconds between two states within an epoch
 
 
 def fit(
@@ -42,32 +60,44 @@ def fit(
     preview: Path | None = None,
     language: Language = "en",
     show: bool = False,
+    save_every: float = SAVE_EVERY,
 ) -> Run:
-    """Train by the recipe and return the run; the photos are only read.
+    """Train by the recipe and return the run, or go on with the one in `out`.
 
-    `preview` is a file for a sheet of what the network will see.
-
-    Raises a `FieldmarkError` before anything is written where a photo, the folder `out` or a
-    value of the recipe stands in the way. Ctrl-C keeps what the finished epochs left.
+    The photos are only read. `preview` is a file for a sheet of what the network will see;
+    `save_every` are the seconds between two states. Raises a `FieldmarkError` before anything is
+    written where a photo, the folder `out`, a value of the recipe or the run that is there stands
+    in the way. Ctrl-C and SIGTERM save the state and leave.
     """
-    files.refuse_existing(Path(out))
+    recipe = recipe.resolved()
+    begun = begun_run(Path(out), recipe)
+    if begun is not None and finished(begun):
+        say(f"{begun.folder} is finished already; give another --out to train anew.")
+        say(outcome(begun))
+        return begun
     if show:
         require_screen()
     if preview is not None:
         require_preview(recipe, preview)
-    recipe = recipe.resolved()
     keras.utils.set_random_seed(recipe.seed)
 
     found = article.devices() if recipe.pipeline == "article" else backend.devices()
     say(f"Devices: {', '.join(found) or 'no GPU, computing on the CPU'}")
-    fed = feed(recipe, photos, outputs=[Path(out), *([preview] if preview else [])])
+    fed = feed(
+        recipe,
+        photos,
+        outputs=[Path(out), *([preview] if preview else [])],
+        begun=begun.read_split() if begun else (),
+    )
     if preview is not None:
         write_preview(fed, preview)
     say(f"Classes: {', '.join(fed.photos.classes)}")
-    network = build(recipe.network, image_size=recipe.image_size, classes=len(fed.photos.classes))
-    require_room(Path(out), network)
-
-    run = create(
+    model = built(recipe, len(fed.photos.classes))
+    if begun is None:
+        require_room(Path(out), model, averages=bool(recipe.average))
+    if recipe.weights and not (begun and begun.last.exists()):
+        weights.load(model, recipe.weights)
+    run = begun or create(
         out,
         recipe=recipe,
         environment=environment.describe(photos),
@@ -75,115 +105,205 @@ def fit(
         specification=fed.specification,
         records=fed.records,
     )
-    try:
-        album = Album(run, Lettering(language), fed.photos.classes, show=show)
-        teach(network, recipe, fed, album)
-    except (KeyboardInterrupt, FieldmarkError):  # a disk that fills up is one of the latter
-        say(kept(run))
-        raise
+    with alone(run):
+        try:
+            album = Album(run, Lettering(language), fed.photos.classes, show=show)
+            with backend.enough_memory(recipe.batch_size):
+                teach(model, recipe, fed, album, save_every=save_every)
+        except (KeyboardInterrupt, SystemExit, FieldmarkError):  # a full disk is one of the last
+            say(kept(run))
+            raise
     say(outcome(run))
     return run
 
 
-def teach(network: Any, recipe: Recipe, fed: Feed, album: Album) -> None:
-    """Take the article's steps 4 to 11: look, compile, fit, curves, predictions."""
-    images, labels = fed.first
-    album.photos("training_photos", "training photos", images, labels)
-    say(f"First batch: images {tuple(images.shape)}, labels {tuple(labels.shape)}")
-    say(summary(network))
-    steps = validation_steps = None  # the article's batches end with the epoch, ours do not
-    if recipe.pipeline == "article":
-        article.compile_network(network, recipe)
-    else:
-        network = logits_network(network)
-        compile_network(network, recipe)
-        steps, validation_steps = fed.steps, fed.validation_steps
-    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
-    say(f"Training {epochs} of {fed.steps} steps; the first step takes longest.")
-    with meter("Training", recipe.epochs * fed.steps) as shown, expected_warning():
-        network.fit(
-            fed.training,
-            validation_data=fed.validation,
-            epochs=recipe.epochs,
-            steps_per_epoch=steps,
-            validation_steps=validation_steps,
-            shuffle=False,  # the pipeline does
-            verbose=0,
-            callbacks=[Logger(album.run), Progress(shown, recipe.epochs)],
+# ---- what a run is begun with -------------------------------------------------------------------
+
+
+def choose(
+    photos: str | os.PathLike[str],
+    out: Path | None,
+    *,
+    minutes: float | None,
+    changes: Mapping[str, Any],
+) -> Recipe:
+    """Return the recipe of the run in `out`, else the one chosen for photos, machine and minutes.
+
+    `changes` are values that are set by hand; what is chosen says its reasons.
+    """
+    if out is not None and is_run(out):
+        return open_run(out).read_recipe().changed(**changes)
+    held_out = changes.get("validation_split", 0.2) + changes.get("test_split", 0.0)
+    found = rule.recipe_for(
+        rule.Facts.of(data.list_photos(photos), held_out=held_out),
+        rule.measured(),
+        rule.MINUTES if minutes is None else minutes,
+        start=changes.get("weights", rule.at_hand()),
+        network=changes.get("network", ""),
+    )
+    for line in rule.told(found):
+        say(line)
+    return found.recipe.changed(**changes)
+
+
+def begun_run(out: Path, recipe: Recipe) -> Run | None:
+    """Return the run in `out` that is to be gone on with, or nothing where a new one is to be made.
+
+    Raises a FieldmarkError for a folder of anything else, and for a run of another recipe.
+    """
+    if not is_run(out):
+        files.refuse_existing(out)
+        return None
+    run = open_run(out)
+    before, now = run.read_recipe().model_dump(), recipe.model_dump()
+    names = [name for name in now if before[name] != now[name]]
+    changed = [f"{name} {before[name]} there, {now[name]} now" for name in names]
+    if changed:
+        raise FieldmarkError(
+            f"{out} is of another recipe ({'; '.join(changed)}): give the values that it was begun "
+            "with, or another --out."
         )
-    album.curves(album.run.read_log())
+    return run
+
+
+def finished(run: Run) -> bool:
+    """Tell whether a run was trained to its end and drawn."""
+    recipe = run.read_recipe()
+    log = run.read_log()
+    done = bool(log) and (not recipe.epochs or loop.over(log, recipe, recipe.epochs))
+    return done and (run.figures / "predictions.png").exists()
+
+
+@contextmanager
+def alone(run: Run) -> Iterator[None]:
+    """Keep every other process from training into a run meanwhile."""
+    with files.writing(run.lock), locks.sole(run.lock) as ours:
+        if not ours:
+            raise FieldmarkError(
+                f"{run.folder} is being trained by another process: wait for it, "
+                "or give another --out."
+            )
+        yield
+
+
+def built(recipe: Recipe, classes: int) -> Any:
+    """Build the recipe's network, for one size of photos or for any."""
+    sizes = {recipe.image_size, *recipe.sizes()}
+    side = recipe.image_size if len(sizes) == 1 else None
+    if recipe.pipeline == "article":
+        return network.build(recipe.network, image_size=side, classes=classes)
+    model = network.for_training(recipe.network, image_size=side, classes=classes)
+    kind = keras.layers.BatchNormalization
+    normalised = [layer for layer in model.layers if isinstance(layer, kind)]
+    if normalised and recipe.batch_size == 1 and not recipe.freeze_normalisation and recipe.epochs:
+        raise FieldmarkError(
+            f"{recipe.network} normalises over the photos of a batch, and a batch of one has none "
+            "to compare: give --batch-size 8 or more, or take --network bit_r50x1."
+        )
+    if recipe.freeze_normalisation:
+        for layer in normalised:
+            layer.trainable = False
+    return model
+
+
+def require_room(out: Path, model: Any, *, averages: bool) -> None:
+    """Raise where the disk has no room for the run's weights.
+
+    The best weights are 4 bytes a parameter and the state 12, with Adam's two moments, and 4 more
+    with averages; while one is replaced it is there twice.
+    """
+    needed = model.count_params() * (4 + 2 * (16 if averages else 12))
+    place = next(folder for folder in out.absolute().parents if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise FieldmarkError(
+            f"{place} has {size(free)} free and the run needs {size(needed)}: "
+            "free some room, or put --out on another disk."
+        )
+
+
+# ---- the training -------------------------------------------------------------------------------
+
+
+def teach(model: Any, recipe: Recipe, fed: Feed, album: Album, *, save_every: float) -> None:
+    """Take the article's steps 4 to 11: look, compile, fit, curves, predictions."""
+    run = album.run
+    images, labels = fed.first
+    if not run.last.exists():
+        album.photos("training_photos", "training photos", images, labels)
+        say(f"First batch: images {tuple(images.shape)}, labels {tuple(labels.shape)}")
+    keeper = keeper_of(run, save_every=save_every)
+    if fed.article is not None:
+        say(network.summary(model))
+        reproduction.train(model, recipe, datasets=fed.article, keeper=keeper)
+    elif fed.ours is not None:
+        say(f"Network: {recipe.network}, {model.count_params():,} parameters")
+        if recipe.probe and not run.last.exists():
+            probe(model, recipe, fed.ours, run)
+        if recipe.epochs:
+            loop.train(
+                model,
+                recipe,
+                training=fed.ours.epochs,
+                validation=fed.ours.validation,
+                keeper=keeper,
+            )
+    if recipe.epochs:
+        album.curves(run.read_log())
     images = fed.held_out()
-    numbers = predict_singly(network, scale(images, fed.specification))
+    seen = scale(images, fed.specification)
+    if fed.article is not None:
+        numbers = predict_singly(model, seen)
+    else:
+        numbers = loop.forward(keras.saving.load_model(run.best))(seen).argmax(axis=1).tolist()
     album.photos("predictions", "predictions", images, numbers)
 
 
-def compile_network(network: Any, recipe: Recipe) -> None:
-    """Set optimiser, loss and accuracy for batches with labels (b, classes) and weights (b,)."""
-    network.compile(
-        optimizer=keras.optimizers.Adam(recipe.learning_rate),
-        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
-        weighted_metrics=[keras.metrics.CategoricalAccuracy("accuracy")],
+def keeper_of(run: Run, *, save_every: float) -> Keeper:
+    """Say where a run's training is kept."""
+    rows = (astuple(record) for record in run.read_split())
+    return Keeper(
+        state=run.last,
+        photos=state.digests(rows),
+        append=run.append_log,
+        mend=partial(state.mend_log, run.log),
+        best=partial(save_best, run),
+        save_every=save_every,
     )
 
 
-class Logger(keras.callbacks.Callback):  # type: ignore[misc]
-    """After each epoch: a line in the log, the last state, and the weights if they are the best."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self.run = run
-
-    def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
-        """Make the network that `best.keras` is saved from; it shares the trained layers."""
-        self.chosen = logits_network(self.model)
-
-    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Take the time."""
-        self.began = time.monotonic()
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Keep the epoch's weights and write it down; what is in the log is on the disk."""
-        seconds = round(time.monotonic() - self.began, 3)
-        figures = {name: finite(value) for name, value in sorted((logs or {}).items())}
-        finished: Epoch = {"epoch": epoch + 1, **figures, "seconds": seconds}
-        with files.whole_file(self.run.last) as temporary:
-            self.model.save(temporary)
-        if best_epoch([*self.run.read_log(), finished]) == epoch + 1:
-            copy_head(self.model, self.chosen)
-            with files.whole_file(self.run.best) as temporary:
-                self.chosen.save(temporary)
-        self.run.append_log(finished)
+def save_best(run: Run, model: Any) -> None:
+    """Write the best weights as plain Keras, whole or not at all; then they are on the disk."""
+    if any(isinstance(layer, bit.StdConv2D) for layer in model.layers):
+        model = bit.folded(model)
+    with files.whole_file(run.best) as temporary:
+        model.save(temporary)
+        state.sync(temporary)
 
 
-class Progress(keras.callbacks.Callback):  # type: ignore[misc]
-    """Shows the steps done and the time left, and prints the epoch's figures."""
+def probe(model: Any, recipe: Recipe, ours: Ours, run: Run) -> None:
+    """Give the network the head of logistic regression on its features, and say how good it is.
 
-    def __init__(self, shown: Meter, epochs: int) -> None:
-        super().__init__()
-        self.shown = shown
-        self.epochs = epochs
-        self.diverged = False
+    Without epochs that is all, and goes into log and best weights.
+    """
+    began = time.monotonic()
+    head = features.probe(model, ours.training, weighted=recipe.balance != "none", seed=recipe.seed)
+    features.set_head(model, head)
+    loss, accuracy = loop.evaluate(loop.forward(model), ours.validation)
+    line: Epoch = {
+        "epoch": 0,
+        "val_loss": loss,
+        "val_accuracy": accuracy,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    run.write_probe({**line, "strength": head.strength, "cross_validated": head.accuracy})
+    say(f"Probe: a classifier on the features as they are gets {accuracy:.1%} of the validation.")
+    if not recipe.epochs:
+        save_best(run, model)
+        state.mend_log(run.log, [line])
 
-    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Take the time and the epoch's number."""
-        self.began = time.monotonic()
-        self.epoch = f"epoch {epoch + 1}/{self.epochs}"
 
-    def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Move on one step."""
-        values = logs or {}
-        note = "  ".join(f"{name} {float(value):.3f}" for name, value in sorted(values.items()))
-        self.shown.advance(note=f"{self.epoch}  {note}")
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Print the figures in the article's order."""
-        values = logs or {}
-        names = ("loss", "accuracy", "val_loss", "val_accuracy")
-        figures = "  ".join(f"{name} {values[name]:.3f}" for name in names)
-        say(f"{self.epoch}  {duration(time.monotonic() - self.began)}  {figures}")
-        if not math.isfinite(values["loss"]) and not self.diverged:
-            self.diverged = True
-            say("The loss is no number any more: stop, and take a smaller --learning-rate.")
+# ---- figures and words ------------------------------------------------------------------------
 
 
 class Album:
@@ -229,89 +349,43 @@ def preview_only(recipe: Recipe, photos: str | os.PathLike[str], preview: Path) 
     write_preview(feed(recipe, photos, outputs=[preview]), preview)
 
 
-def require_room(out: Path, network: Any) -> None:
-    """Raise where the disk has no room for the run's weights.
-
-    The best weights are 4 bytes a parameter and the last state 12, with Adam's two moments; while
-    one is replaced it is there twice.
-    """
-    needed = network.count_params() * (4 + 12 + 12)
-    place = next(folder for folder in out.absolute().parents if folder.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise FieldmarkError(
-            f"{place} has {size(free)} free and the run needs {size(needed)}: "
-            "free some room, or put --out on another disk."
-        )
-
-
 def predict_singly(network: Any, images: np.ndarray[Any, Any]) -> list[int]:
     """Predict photos (n, h, w, 3) one by one as the article does; return the class numbers."""
     return [int(np.argmax(network.predict(image[None], verbose=0))) for image in images]
 
 
-def logits_network(network: Any) -> Any:
-    """Return a network that ends before the softmax; all layers but the last are shared."""
-    head = network.layers[-1]
-    if head.activation is keras.activations.linear:
-        return network
-    logits = keras.layers.Dense(head.units, dtype="float32", name=head.name)
-    return keras.Model(network.input, logits(head.input), name=network.name)
-
-
-def copy_head(network: Any, chosen: Any) -> None:
-    """Copy the weights of the last layer from the trained network to `logits_network`'s."""
-    chosen.layers[-1].set_weights(network.layers[-1].get_weights())
-
-
-@contextmanager
-def expected_warning() -> Iterator[None]:
-    """Silence Keras' word on the article's softmax before a loss of logits: it is known.
-
-    On TensorFlow in float32 Keras finds the logits behind the softmax and nothing else happens;
-    `docs/article.md` says what happens elsewhere.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*from_logits=True")
-        yield
-
-
-def best_epoch(log: Sequence[Epoch]) -> float | None:
-    """Return the number of the epoch with the highest accuracy, and among equals lowest loss."""
-
-    def merit(epoch: Epoch) -> tuple[float, float]:
-        loss = epoch["val_loss"]
-        return epoch["val_accuracy"] or 0.0, -math.inf if loss is None else -loss
-
-    return max(log, key=merit)["epoch"]
-
-
 def kept(run: Run) -> str:
     """Say what a run that was stopped holds."""
-    there = [path for path in (run.log, run.best, run.last) if path.exists()]
-    if not there:
-        return (
-            f"Stopped before the end of the first epoch; {run.folder} holds no weights "
-            "and can be deleted."
-        )
-    names = ", ".join(str(path.relative_to(run.folder)) for path in there)
-    return f"Stopped; epochs finished: {len(run.read_log())}; {run.folder} keeps {names}."
+    if not run.last.exists():
+        return f"Stopped before anything was learned; {run.folder} holds no weights."
+    return (
+        f"Stopped; epochs finished: {len(run.read_log())}; the same command goes on from the state "
+        f"in {run.folder}."
+    )
 
 
 def outcome(run: Run) -> str:
     """Say what the training came to on the validation photos."""
-    log = run.read_log()
-    accuracy = log[-1]["val_accuracy"] or 0.0
+    log, recipe = run.read_log(), run.read_recipe()
+    last = next(line for line in reversed(log) if "val_accuracy" in line)
+    averaged = "averaged_val_accuracy" in last
+    accuracy = last["averaged_val_accuracy" if averaged else "val_accuracy"] or 0.0
     held_out = Counter(row.label for row in run.read_split() if row.split == "validation")
     count = held_out.total()
     right = round(accuracy * count)
     low, high = wilson(right / count, count)
     commonest = max(held_out.values())
+    best = loop.best_of(log, recipe.monitor)
+    holds = "There are no weights whose loss is a number."
+    if best is not None:
+        holds = f"{run.best} holds {'the averages of ' if best.averaged else ''}epoch {best.epoch}."
+    if not recipe.epochs:
+        holds = f"{run.best} holds it."
     return (
-        f"Validation accuracy after epoch {len(log)}: {accuracy:.1%}, {right} of {count} photos "
+        f"Validation accuracy after epoch {last['epoch']}{', averaged weights' * averaged}: "
+        f"{accuracy:.1%}, {right} of {count} photos "
         f"(95 % interval {low:.0%} to {high:.0%}; "
-        f"always the commonest class: {commonest / count:.0%}). "
-        f"{run.best} holds epoch {best_epoch(log)}."
+        f"always the commonest class: {commonest / count:.0%}). {holds}"
     )
 
 
@@ -333,8 +407,3 @@ def on_screen(figure: Figure) -> None:
     plt.figure(figure)  # hands the figure over to pyplot's windows
     plt.show()
     plt.close(figure)
-
-
-def finite(value: float) -> float | None:
-    """Return a number for JSON, which has none for infinity and not-a-number."""
-    return float(value) if math.isfinite(value) else None

@@ -409,8 +409,7 @@ def download(name: str, *, include_top: bool) -> Path:
             f"Keras has no ImageNet weights of the network {name}, but of "
             f"{', '.join(IMAGENET_MD5)}: name one of these networks, or a file of weights."
         )
-    top = "" if include_top else "_notop"
-    path = folder() / f"{name}_weights_tf_dim_ordering_tf_kernels{top}.h5"
+    path = _place(name, include_top=include_top)
     md5 = IMAGENET_MD5[name][0 if include_top else 1]
     if path.is_file():
         with path.open("rb") as file:
@@ -419,6 +418,17 @@ def download(name: str, *, include_top: bool) -> Path:
         say(f"{path} is damaged: it is downloaded again.")
     _fetch(f"{IMAGENET_URL}/{path.name}", path, md5=md5)
     return path
+
+
+def downloaded(name: str) -> bool:
+    """Tell whether Keras' ImageNet file of a network is here already."""
+    return name in IMAGENET_MD5 and _place(name, include_top=False).is_file()
+
+
+def _place(name: str, *, include_top: bool) -> Path:
+    """Return where Keras' ImageNet file of a network is kept."""
+    top = "" if include_top else "_notop"
+    return folder() / f"{name}_weights_tf_dim_ordering_tf_kernels{top}.h5"
 
 
 def folder() -> Path:

@@ -1,0 +1,302 @@
+"""The rule that chooses a recipe: photos, machine and minutes in, values and their reasons out.
+
+In the manner of Big Transfer's hyper-rule (Kolesnikov et al. 2020, arXiv:1912.11370, section 3.3;
+`bit_hyperrule.py`), which sets resolution, schedule and MixUp from the number and size of the
+photos alone. This one knows the time too: it counts what a step costs, measures how fast the
+machine multiplies, and spends the minutes. `docs/recipe.md` has the measurements behind the
+numbers. `fieldmark train PHOTOS --minutes 10 --out RUN` runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple, get_args
+
+from fieldmark import images, kernels, weights
+from fieldmark.backend import devices, keras
+from fieldmark.console import duration
+from fieldmark.data import Photos
+from fieldmark.errors import FieldmarkError
+from fieldmark.recipe import FINETUNE, PROBE, SCRATCH, Network, Recipe
+
+MINUTES = 10.0  # that a training may take where nobody says
+
+# Multiply-adds of a photo of 224 px (`fieldmark network NAME`); they grow with the square.
+MULTIPLY_ADDS: dict[Network, float] = {
+    "resnet26v2_half": 0.463e9,
+    "resnet50v2": 3.48e9,
+    "resnet101v2": 7.19e9,
+    "resnet152v2": 10.9e9,
+    "resnetv2_50": 4.09e9,
+    "bit_r50x1": 4.09e9,
+    "small": 0.106e9,
+}
+# The share of a matrix product's speed that a training step reaches (docs/speed.md).
+SHARE = {"resnet26v2_half": 0.22, "small": 0.1}
+LARGE_SHARE = 0.5
+STEP = 3  # forward passes that a step costs: forward, and backward to the input and to the weights
+LOOKING = 1.15  # times as long, with the looks at the validation photos
+START = 25.0  # seconds until the first step: reading, decoding, tracing
+
+# Begin, end and validation side in pixels, the largest first.
+SIZES = ((96, 160, 192), (96, 128, 160), (64, 96, 128), (32, 64, 64))
+ENOUGH = 80_000  # photos seen in a training from nothing, repetitions counted, before larger ones
+MOST_SEEN = 160_000  # beyond that nothing was gained from few photos
+FEWEST_EPOCHS = 5
+FINETUNING = 20  # epochs, or 10,000 steps where there are many photos; AutoGluon's is 20 too
+SAMPLE = 64  # photos whose size is looked at
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rule asks about the photos."""
+
+    count: int  # to train on
+    classes: int
+    smallest: int  # photos of the smallest class, and of the largest
+    largest: int
+    side: int  # median of the shorter sides, pixels
+
+    @classmethod
+    def of(cls, listed: Photos, *, held_out: float) -> Facts:
+        """Read them from a listing; the size of some of its photos stands for all."""
+        sizes = Counter(listed.labels).values()
+        every = max(1, len(listed.paths) // SAMPLE)
+        sides = [
+            min(found.width, found.height)
+            for path in listed.paths[::every]
+            if (found := _inspected(listed.folder / path)) is not None
+        ]
+        kept = 1 - held_out
+        return cls(
+            count=max(1, round(len(listed.paths) * kept)),
+            classes=len(listed.classes),
+            smallest=max(1, round(min(sizes) * kept)),
+            largest=round(max(sizes) * kept),
+            side=round(median(sides)) if sides else 224,
+        )
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the rule asks about the machine."""
+
+    name: str
+    precision: str  # `bfloat16` where the machine multiplies such numbers faster
+    speed: float  # of a matrix product in that precision, GFLOP/s
+
+
+class Chosen(NamedTuple):
+    """A recipe, why it is this one, and what it will take."""
+
+    recipe: Recipe
+    reasons: tuple[str, ...]
+    seconds: float
+
+
+def measured() -> Device:
+    """Measure this machine, in about a second."""
+    precision = kernels.fast_precision()
+    side = 2048
+    matrix = keras.ops.cast(keras.ops.ones((side, side)), precision)
+    best = 0.0
+    for _ in range(4):  # the first one starts the threads
+        began = time.perf_counter()
+        product = keras.ops.matmul(matrix, matrix)
+        float(keras.ops.convert_to_numpy(keras.ops.cast(product[0, 0], "float32")))
+        best = max(best, 2 * side**3 / (time.perf_counter() - began) / 1e9)
+    names = devices()
+    return Device(names[0] if names else "the CPU", precision, best)
+
+
+def recipe_for(
+    photos: Facts, device: Device, minutes: float = MINUTES, *, start: str = "", network: str = ""
+) -> Chosen:
+    """Choose a recipe for these photos that takes about so many minutes on this machine.
+
+    `start` are weights as `Recipe.weights` names them, `network` a wish; without weights the
+    training begins from nothing. Raises a FieldmarkError for minutes that are none.
+    """
+    if not minutes > 0:
+        raise FieldmarkError(f"{minutes:g} minutes are no time to train in: give more than 0.")
+    seconds = max(minutes * 60 - START, 5.0)
+    if start:
+        return _with_weights(photos, device, seconds, start, network)
+    return _from_nothing(photos, device, seconds, network)
+
+
+# ---- from nothing -------------------------------------------------------------------------------
+
+
+def _from_nothing(photos: Facts, device: Device, seconds: float, wish: str) -> Chosen:
+    """Choose resolution and epochs for a network that knows nothing yet."""
+    name = network_named(wish or "resnet26v2_half")
+    fitting = [sizes for sizes in SIZES if sizes[-1] <= max(photos.side * 1.25, SIZES[-1][-1])]
+    for sizes in fitting:
+        epoch = _epoch(photos, device, name, sizes)
+        if seconds / epoch * photos.count >= ENOUGH:
+            break
+    begin, end, side = sizes
+    epochs = int(min(seconds / epoch, MOST_SEEN / photos.count))
+    epochs = max(epochs, FEWEST_EPOCHS)
+    batch = _batch(photos.count)
+    steps = epochs * max(1, photos.count // batch)
+    recipe = SCRATCH.changed(
+        network=name,
+        begin_size=begin,
+        end_size=end,
+        image_size=side,
+        epochs=epochs,
+        batch_size=batch,
+        warmup=round(min(5.0, epochs / 20), 2),
+        augment=0.5 if epochs >= 20 else 0.3,
+        average=round(1 - 1 / min(500, max(10, steps / 20)), 4),
+        validate_every=max(1, epochs // 30),
+        balance=_balance(photos),
+        precision=device.precision,
+    )
+    reasons = (
+        f"Network {name}, from nothing: no weights are at hand (--weights imagenet fetches some).",
+        f"Photos of {begin} to {end} pixels, {side} in the end: those here have {photos.side}, and "
+        f"{epochs} epochs of them fit into the time.",
+        f"Batches of {batch}: {steps:,} steps for {photos.count:,} photos.",
+        *_shared_reasons(recipe, photos, device),
+    )
+    return Chosen(recipe, reasons, START + epochs * epoch)
+
+
+# ---- from weights -------------------------------------------------------------------------------
+
+
+def _with_weights(photos: Facts, device: Device, seconds: float, start: str, wish: str) -> Chosen:
+    """Choose between a classifier on the features as they are and training all layers."""
+    name = network_named(wish or network_of(start))
+    grouped = name == "bit_r50x1"  # it has no batch statistics
+    base = FINETUNE if start == "imagenet" else FINETUNE.changed(image_size=224)
+    side = base.image_size
+    epoch = _epoch(photos, device, name, (side, side, side))
+    features = epoch / STEP * 1.3
+    shared: dict[str, Any] = {"network": name, "weights": start, "balance": _balance(photos)}
+    epochs = int(min((seconds - features) / epoch, max(3, FINETUNING)))
+    if epochs < 3 or photos.count < 5 * photos.classes:
+        why = "three epochs of all layers do not fit into the time"
+        if epochs >= 3:
+            why = "so few photos would be learned by heart"
+        recipe = PROBE.changed(image_size=side, **shared)
+        reasons = (
+            f"Network {name} from {start}, as it is, and logistic regression on its features: "
+            f"{why}.",
+            *_shared_reasons(recipe, photos, device),
+        )
+        return Chosen(recipe, reasons, START + features)
+    batch = _batch(photos.count)
+    recipe = base.changed(
+        epochs=epochs,
+        batch_size=batch,
+        warmup=round(epochs / 10, 2),
+        freeze_normalisation=not grouped,
+        average=round(1 - 1 / min(500, max(10, epochs * (photos.count // batch) / 20)), 4),
+        precision=device.precision,
+        **shared,
+    )
+    reasons = (
+        f"Network {name} from {start}: first logistic regression on its features, then all layers "
+        f"for {epochs} epochs.",
+        f"Photos of {side} pixels, at which such weights do best.",
+        "Its normalisation groups channels and needs no batch statistics."
+        if grouped
+        else "Its normalisation keeps the statistics that it came with.",
+        *_shared_reasons(recipe, photos, device),
+    )
+    return Chosen(recipe, reasons, START + features + epochs * epoch)
+
+
+def at_hand() -> str:
+    """Name the weights that are on this machine already: `imagenet`, or none."""
+    return "imagenet" if weights.downloaded("resnet50v2") else ""
+
+
+def network_of(start: str) -> str:
+    """Tell from weights which network they are of; raise a FieldmarkError where they do not say."""
+    if start == "imagenet":
+        return "resnet50v2"
+    path = Path(start).expanduser()
+    if path.suffix == ".npz":
+        return "bit_r50x1"
+    if path.suffix == ".safetensors":
+        arrays = weights.read(path)
+        return "resnetv2_50" if any("moving" in name for name in arrays) else "bit_r50x1"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return str(json.loads(archive.read("config.json"))["config"]["name"])
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise FieldmarkError(
+            f"{start} does not say which network it is of: add --network."
+        ) from error
+
+
+def network_named(name: str) -> Network:
+    """Return the name of a network that a recipe can be chosen for."""
+    for known in get_args(Network):
+        if name == known and known in MULTIPLY_ADDS:
+            return known  # type: ignore[no-any-return]
+    raise FieldmarkError(
+        f"No recipe is chosen for the network {name!r}: name one of {', '.join(MULTIPLY_ADDS)}, "
+        "or a recipe."
+    )
+
+
+# ---- both ---------------------------------------------------------------------------------------
+
+
+def _epoch(photos: Facts, device: Device, name: Network, sizes: tuple[int, int, int]) -> float:
+    """Return the seconds of an epoch, the mean over its sides."""
+    begin, end, _ = sizes
+    sides = range(begin, end + 1, 32)
+    area = sum(side**2 for side in sides) / len(sides) / 224**2
+    operations = 2 * STEP * MULTIPLY_ADDS[name] * area * photos.count
+    return operations / (device.speed * 1e9 * SHARE.get(name, LARGE_SHARE)) * LOOKING
+
+
+def _batch(count: int) -> int:
+    """Return the photos of a step: about thirty steps an epoch, of 8 to 128 photos each."""
+    return min(128, max(8, 2 ** int(math.log2(count / 30 + 1) + 0.5)))
+
+
+def _balance(photos: Facts) -> str:
+    """Weigh classes where the largest has more than twice the photos of the smallest."""
+    return "weights" if photos.largest > 2 * photos.smallest else "none"
+
+
+def _shared_reasons(recipe: Recipe, photos: Facts, device: Device) -> list[str]:
+    """Say what follows from the machine and from the sizes of the classes."""
+    reasons = []
+    if recipe.balance == "weights":
+        reasons.append(
+            f"Classes have {photos.smallest} to {photos.largest} photos: each photo is weighed, so "
+            "that all count alike."
+        )
+    if recipe.precision != "float32":
+        reasons.append(f"Products in {recipe.precision}, which {device.name} computes faster.")
+    return reasons
+
+
+def told(chosen: Chosen) -> list[str]:
+    """Write a choice for people, a line each."""
+    about = f"It will take about {duration(chosen.seconds)} (--minutes sets how long it may)."
+    return [*chosen.reasons, about]
+
+
+def _inspected(path: Path) -> images.Facts | None:
+    """Look at a photo's head; what is wrong with it is found later, with all the others."""
+    try:
+        return images.inspect(path.read_bytes())
+    except (OSError, FieldmarkError):
+        return None
