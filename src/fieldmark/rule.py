@@ -14,9 +14,11 @@ import math
 import time
 import zipfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
 from fieldmark import images, kernels, weights
@@ -25,6 +27,7 @@ from fieldmark.console import duration
 from fieldmark.data import Photos
 from fieldmark.errors import FieldmarkError
 from fieldmark.recipe import FINETUNE, PROBE, SCRATCH, Network, Recipe
+from fieldmark.run import open_run
 
 MINUTES = 10.0  # that a training may take where nobody says
 
@@ -117,51 +120,57 @@ def measured() -> Device:
 
 
 def recipe_for(
-    photos: Facts, device: Device, minutes: float = MINUTES, *, start: str = "", network: str = ""
+    photos: Facts,
+    device: Device,
+    minutes: float = MINUTES,
+    *,
+    wishes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Chosen:
     """Choose a recipe for these photos that takes about so many minutes on this machine.
 
-    `start` are weights as `Recipe.weights` names them, `network` a wish; without weights the
-    training begins from nothing. Raises a FieldmarkError for minutes that are none.
+    `wishes` are values of a recipe that are settled already; what hangs on them follows. Without
+    `weights` among them the training begins from nothing. Raises a FieldmarkError for minutes that
+    are none, and for wishes that cannot be met.
     """
     if not minutes > 0:
         raise FieldmarkError(f"{minutes:g} minutes are no time to train in: give more than 0.")
     seconds = max(minutes * 60 - START, 5.0)
-    if start:
-        return _with_weights(photos, device, seconds, start, network)
-    return _from_nothing(photos, device, seconds, network)
+    choose = _with_weights if wishes.get("weights") else _from_nothing
+    return choose(photos, device, seconds, wishes)
 
 
 # ---- from nothing -------------------------------------------------------------------------------
 
 
-def _from_nothing(photos: Facts, device: Device, seconds: float, wish: str) -> Chosen:
+def _from_nothing(
+    photos: Facts, device: Device, seconds: float, wishes: Mapping[str, Any]
+) -> Chosen:
     """Choose resolution and epochs for a network that knows nothing yet."""
-    name = network_named(wish or "resnet26v2_half")
-    fitting = [sizes for sizes in SIZES if sizes[-1] <= max(photos.side * 1.25, SIZES[-1][-1])]
-    for sizes in fitting:
+    name = network_named(wishes.get("network", "resnet26v2_half"))
+    for sizes in _sides(photos, wishes.get("image_size", 0)):
         epoch = _epoch(photos, device, name, sizes)
         if seconds / epoch * photos.count >= ENOUGH:
             break
     begin, end, side = sizes
-    epochs = int(min(seconds / epoch, MOST_SEEN / photos.count))
-    epochs = max(epochs, FEWEST_EPOCHS)
-    batch = _batch(photos.count)
+    epochs = max(int(min(seconds / epoch, MOST_SEEN / photos.count)), FEWEST_EPOCHS)
+    epochs = wishes.get("epochs", epochs)
+    batch = wishes.get("batch_size", _batch(photos.count))
     steps = epochs * max(1, photos.count // batch)
-    recipe = SCRATCH.changed(
-        network=name,
-        begin_size=begin,
-        end_size=end,
-        image_size=side,
-        epochs=epochs,
-        batch_size=batch,
-        warmup=round(min(5.0, epochs / 20), 2),
-        augment=0.5 if epochs >= 20 else 0.3,
-        average=round(1 - 1 / min(500, max(10, steps / 20)), 4),
-        validate_every=max(1, epochs // 30),
-        balance=_balance(photos),
-        precision=device.precision,
-    )
+    values = {
+        "network": name,
+        "begin_size": begin,
+        "end_size": end,
+        "image_size": side,
+        "epochs": epochs,
+        "batch_size": batch,
+        "warmup": round(min(5.0, epochs / 20), 2),
+        "augment": 0.5 if epochs >= 20 else 0.3,
+        "average": _average(steps),
+        "validate_every": max(1, epochs // 30),
+        "balance": _balance(photos),
+        "precision": device.precision,
+    }
+    recipe = SCRATCH.changed(**{**values, **wishes})
     reasons = (
         f"Network {name}, from nothing: no weights are at hand (--weights imagenet fetches some).",
         f"Photos of {begin} to {end} pixels, {side} in the end: those here have {photos.side}, and "
@@ -175,37 +184,40 @@ def _from_nothing(photos: Facts, device: Device, seconds: float, wish: str) -> C
 # ---- from weights -------------------------------------------------------------------------------
 
 
-def _with_weights(photos: Facts, device: Device, seconds: float, start: str, wish: str) -> Chosen:
+def _with_weights(
+    photos: Facts, device: Device, seconds: float, wishes: Mapping[str, Any]
+) -> Chosen:
     """Choose between a classifier on the features as they are and training all layers."""
-    name = network_named(wish or network_of(start))
+    start = wishes["weights"]
+    name = network_named(wishes.get("network") or network_of(start))
     grouped = name == "bit_r50x1"  # it has no batch statistics
-    base = FINETUNE if start == "imagenet" else FINETUNE.changed(image_size=224)
-    side = base.image_size
+    side = wishes.get("image_size") or side_of(start)
     epoch = _epoch(photos, device, name, (side, side, side))
     features = epoch / STEP * 1.3
-    shared: dict[str, Any] = {"network": name, "weights": start, "balance": _balance(photos)}
-    epochs = int(min((seconds - features) / epoch, max(3, FINETUNING)))
-    if epochs < 3 or photos.count < 5 * photos.classes:
+    values = {"network": name, "image_size": side, "balance": _balance(photos)}
+    epochs = wishes.get("epochs", int(min((seconds - features) / epoch, FINETUNING)))
+    too_few = photos.count < 5 * photos.classes
+    if "epochs" not in wishes and (epochs < 3 or too_few):
         why = "three epochs of all layers do not fit into the time"
-        if epochs >= 3:
+        if too_few:
             why = "so few photos would be learned by heart"
-        recipe = PROBE.changed(image_size=side, **shared)
+        recipe = PROBE.changed(**{**values, **wishes})
         reasons = (
             f"Network {name} from {start}, as it is, and logistic regression on its features: "
             f"{why}.",
             *_shared_reasons(recipe, photos, device),
         )
         return Chosen(recipe, reasons, START + features)
-    batch = _batch(photos.count)
-    recipe = base.changed(
-        epochs=epochs,
-        batch_size=batch,
-        warmup=round(epochs / 10, 2),
-        freeze_normalisation=not grouped,
-        average=round(1 - 1 / min(500, max(10, epochs * (photos.count // batch) / 20)), 4),
-        precision=device.precision,
-        **shared,
-    )
+    batch = wishes.get("batch_size", _batch(photos.count))
+    values |= {
+        "epochs": epochs,
+        "batch_size": batch,
+        "warmup": round(epochs / 10, 2),
+        "freeze_normalisation": not grouped,
+        "average": _average(epochs * (photos.count // batch)),
+        "precision": device.precision,
+    }
+    recipe = FINETUNE.changed(**{**values, **wishes})
     reasons = (
         f"Network {name} from {start}: first logistic regression on its features, then all layers "
         f"for {epochs} epochs.",
@@ -242,6 +254,19 @@ def network_of(start: str) -> str:
         ) from error
 
 
+def side_of(start: str) -> int:
+    """Return the side of the photos that weights do best on, in pixels.
+
+    A run has it beside its weights; of other files it is the custom of their publishers.
+    """
+    if start == "imagenet":
+        return FINETUNE.image_size
+    try:
+        return open_run(Path(start).expanduser().parent).read_specification().size
+    except FieldmarkError:
+        return 224
+
+
 def network_named(name: str) -> Network:
     """Return the name of a network that a recipe can be chosen for."""
     for known in get_args(Network):
@@ -256,6 +281,18 @@ def network_named(name: str) -> Network:
 # ---- both ---------------------------------------------------------------------------------------
 
 
+def _sides(photos: Facts, wish: int) -> list[tuple[int, int, int]]:
+    """Return begin, end and validation sides to choose from, the largest first."""
+    if wish:
+        return [(_even(wish / 2), _even(wish * 3 / 4), wish)]
+    return [sizes for sizes in SIZES if sizes[-1] <= max(photos.side * 1.25, SIZES[-1][-1])]
+
+
+def _even(side: float) -> int:
+    """Return the nearest multiple of 32, which every stage halves without a rest."""
+    return max(32, round(side / 32) * 32)
+
+
 def _epoch(photos: Facts, device: Device, name: Network, sizes: tuple[int, int, int]) -> float:
     """Return the seconds of an epoch, the mean over its sides."""
     begin, end, _ = sizes
@@ -267,7 +304,12 @@ def _epoch(photos: Facts, device: Device, name: Network, sizes: tuple[int, int, 
 
 def _batch(count: int) -> int:
     """Return the photos of a step: about thirty steps an epoch, of 8 to 128 photos each."""
-    return min(128, max(8, 2 ** int(math.log2(count / 30 + 1) + 0.5)))
+    return min(128, max(8, 1 << round(math.log2(count / 30 + 1))))
+
+
+def _average(steps: int) -> float:
+    """Return the share of the old average in the new one: it reaches back a twentieth of all."""
+    return round(1 - 1 / min(500, max(10, steps / 20)), 4)
 
 
 def _balance(photos: Facts) -> str:

@@ -138,12 +138,11 @@ def choose(
         rule.Facts.of(data.list_photos(photos), held_out=held_out),
         rule.measured(),
         rule.MINUTES if minutes is None else minutes,
-        start=changes.get("weights", rule.at_hand()),
-        network=changes.get("network", ""),
+        wishes={"weights": rule.at_hand(), **changes},
     )
     for line in rule.told(found):
         say(line)
-    return found.recipe.changed(**changes)
+    return found.recipe
 
 
 def begun_run(out: Path, recipe: Recipe) -> Run | None:
