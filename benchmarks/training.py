@@ -18,7 +18,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fieldmark import article, console, run, train
+from fieldmark import article, console, reproduction, run, train
 from fieldmark.backend import keras
 from fieldmark.draw import birds
 from fieldmark.feed import specification
@@ -62,7 +62,8 @@ def measure(recipe: Recipe, photos: Path, folder: Path | None) -> tuple[float, f
                 specification=specification(recipe),
                 records=(),
             )
-            callbacks = [train.Logger(kept), train.Progress(shown, recipe.epochs), clock]
+            record = reproduction.Logger(recipe, train.keeper_of(kept), network)
+            callbacks = [record, reproduction.Progress(shown, recipe.epochs), clock]
         network.fit(
             training,
             validation_data=validation,

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fieldmark import cli, draw, network, species, train
-from fieldmark.recipe import SMALL
+from fieldmark.recipe import SCRATCH
 
 DOCS = Path(__file__).parent
 PICTURES = DOCS / "pictures"
@@ -38,7 +38,8 @@ def main() -> None:
     with Image.open(demo / "run" / "figures" / "predictions.png") as figure:
         figure.convert("RGB").resize((1000, 500)).save(PICTURES / "predictions.jpg", quality=86)
     sheet = demo / "preview.png"
-    train.preview_only(SMALL.changed(augment=0.5, mixup=0.2, cutmix=1.0), demo / "birds", sheet)
+    seen = SCRATCH.changed(begin_size=64, end_size=64, image_size=64, mixup=0.2, cutmix=1.0)
+    train.preview_only(seen, demo / "birds", sheet)
     with Image.open(sheet) as figure:
         figure.convert("RGB").resize((1000, 900)).save(PICTURES / "preview.jpg", quality=84)
     for name in ("article", "resnet50v2"):

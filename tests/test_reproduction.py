@@ -36,7 +36,8 @@ def logger(folder: Path, network: Any, log: list[Any]) -> reproduction.Logger:
 
 
 def test_the_best_epoch_is_kept_and_not_the_last(tmp_path: Path) -> None:
-    network, log = two_places(), []
+    network = two_places()
+    log: list[Any] = []
     record = logger(tmp_path, network, log)
     scores = [(0.5, 1.0), (0.5, 0.9), (0.4, 0.1), (0.5, float("nan"))]
     for epoch, (accuracy, loss) in enumerate(scores):
@@ -53,7 +54,8 @@ def test_the_best_epoch_is_kept_and_not_the_last(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["loss", "weights"])
 def test_without_numbers_it_stops_and_keeps_the_last_good_state(tmp_path: Path, what: str) -> None:
-    network, log = two_places(), []
+    network = two_places()
+    log: list[Any] = []
     record = logger(tmp_path, network, log)
     good = {"loss": 1.0, "val_accuracy": 0.5, "val_loss": 1.0}
     record.on_epoch_begin(0)
@@ -73,7 +75,8 @@ def test_without_numbers_it_stops_and_keeps_the_last_good_state(tmp_path: Path, 
 
 
 def test_a_kill_between_state_and_best_weights_is_made_good(tmp_path: Path) -> None:
-    network, log = two_places(), []
+    network = two_places()
+    log: list[Any] = []
     record = logger(tmp_path, network, log)
     record.on_epoch_begin(0)
     record.on_epoch_end(0, {"loss": 1.0, "val_accuracy": 0.5, "val_loss": 1.0})

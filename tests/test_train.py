@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -383,6 +384,63 @@ def test_ctrl_c_ends_cleanly_and_says_what_was_kept(birds: Path, tmp_path: Path)
     assert not [path for path in run.folder.rglob("*") if "partial" in path.name]
 
 
+# All that has a state of its own is on.
+EVERYTHING = TINY.changed(
+    begin_size=32,
+    end_size=64,
+    image_size=64,
+    epochs=8,
+    augment=0.5,
+    mixup=0.2,
+    cutmix=1.0,
+    balance="sampling",
+    optimiser="adamw",
+    weight_decay=0.05,
+    label_smoothing=0.1,
+    schedule="cosine",
+    warmup=1.0,
+    clip=1.0,
+    average=0.9,
+    statistics=2,
+    validate_every=2,
+    monitor="loss",
+    patience=6,
+)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_ends_as_if_it_had_not_been(
+    birds: Path, tmp_path: Path
+) -> None:
+    """As a user has it: the command is killed, and typed again."""
+    (tmp_path / "all.json").write_text(EVERYTHING.model_dump_json())
+    command = [sys.executable, "-m", "fieldmark", "train", str(birds), "--recipe", "all.json"]
+
+    def begin(folder: str) -> subprocess.Popen[bytes]:
+        line = [*command, "--out", folder, "--save-every", "0"]  # a save is the likeliest moment
+        return subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    assert begin("whole").wait() == 0
+    whole = time.monotonic() - began
+    moments = random.Random(7)
+    kills = 0
+    while kills < 20:
+        process = begin(f"run{kills // 5}")  # a training is killed up to five times
+        try:
+            process.wait(moments.uniform(0.3, 0.8) * whole)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        else:
+            assert process.returncode == 0
+            shutil.rmtree(tmp_path / f"run{kills // 5}")  # it was too quick: another one
+    for number in range(4):
+        assert begin(f"run{number}").wait() == 0
+        same(Run(tmp_path / f"run{number}"), Run(tmp_path / "whole"))
+
+
 WITHOUT_TENSORFLOW = """
 import sys
 class Absent:
@@ -396,18 +454,19 @@ main()
 
 
 @pytest.mark.slow
-def test_jax_trains_without_tensorflow(birds: Path, tmp_path: Path) -> None:
-    pytest.importorskip("jax")
+@pytest.mark.parametrize("name", ["jax", "torch"])
+def test_other_backends_train_without_tensorflow(birds: Path, tmp_path: Path, name: str) -> None:
+    pytest.importorskip(name)
     flags = ["--recipe", "scratch", "--network", "small", "--image-size", "32", "--begin-size", "0"]
     flags += ["--end-size", "32", "--epochs", "1", "--warmup", "0"]
     subprocess.run(
         [sys.executable, "-c", WITHOUT_TENSORFLOW, "train", str(birds), "--out", "run", *flags],
         cwd=tmp_path,
-        env={**os.environ, "KERAS_BACKEND": "jax"},
+        env={**os.environ, "KERAS_BACKEND": name},
         check=True,
     )
     facts = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert facts["backend"] == "jax"
+    assert facts["backend"] == name
 
 
 @pytest.mark.slow

@@ -12,14 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts import App, CycloptsError, Group, Parameter, Token
 from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
 from fieldmark import console
 from fieldmark.errors import FieldmarkError
-from fieldmark.recipe import Network, Recipe, named, reasons
+from fieldmark.recipe import SECTIONS, Network, Recipe, named, reasons
 
 FOUND = 1
 BAD_INPUT = 2
@@ -51,6 +51,12 @@ Whole = Annotated[int, Parameter(converter=_whole)]
 class RecipeFlags(Recipe, strict=False):
     """The recipe's fields as flags: from text, so that "8" becomes 8."""
 
+
+_section = 0
+for _name, _field in RecipeFlags.model_fields.items():
+    _section += _name in SECTIONS
+    _title = list(SECTIONS.values())[_section - 1]
+    _field.metadata.append(Parameter(group=Group(_title, sort_key=_section)))
 
 NO_FLAGS = RecipeFlags.model_validate({})
 
@@ -218,7 +224,7 @@ def train(
     preview: Place | None = None,
     recipe: str = "",
     minutes: float | None = None,
-    values: Annotated[RecipeFlags, Parameter(name="*", group="Recipe")] = NO_FLAGS,
+    values: Annotated[RecipeFlags, Parameter(name="*")] = NO_FLAGS,
     language: Literal["en", "zh"] = "en",
     show: Annotated[bool, Parameter(negative=())] = False,
     save_every: float = 300.0,

@@ -29,12 +29,20 @@ Network = Literal[
 ]
 
 
+# The parts of a recipe, each with the field that it begins with.
+SECTIONS = {
+    "network": "Network",
+    "pipeline": "Photos",
+    "augment": "Against learning photos by heart",
+    "batch_size": "Steps",
+    "validate_every": "Which weights are kept",
+}
+
+
 class Recipe(BaseModel):
     """What a training run does; the defaults are the article's. Wrong types are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    # ---- the network
 
     network: Network = Field(
         "article",
@@ -57,8 +65,6 @@ class Recipe(BaseModel):
         description="Keep the batch normalisation of `--weights` as it came: the statistics of a "
         "million photos are better than those of a few. The article has none to keep.",
     )
-
-    # ---- the photos
 
     pipeline: Literal["article", "batches"] = Field(
         "article",
@@ -131,8 +137,6 @@ class Recipe(BaseModel):
         "or photos of small classes seen more often. The article has nothing.",
     )
 
-    # ---- what is done against learning the photos by heart
-
     augment: float = Field(
         0.0,
         ge=0,
@@ -168,8 +172,6 @@ class Recipe(BaseModel):
         description="Share of the weights that each step takes away, times the learning rate; "
         "never of biases and normalisation. The article has none.",
     )
-
-    # ---- the steps
 
     batch_size: int = Field(
         8,
@@ -232,8 +234,6 @@ class Recipe(BaseModel):
         "processor has them (a GPU, a Xeon with AMX); weights stay float32, as all is in the "
         "article.",
     )
-
-    # ---- which weights are kept
 
     validate_every: int = Field(
         1,
@@ -313,6 +313,8 @@ class Recipe(BaseModel):
             said = textwrap.wrap(field.description or "", 96)
             # What JSON writes of text, numbers, true and false is TOML as well.
             value = json.dumps(getattr(self, name), ensure_ascii=False)
+            if name in SECTIONS:
+                lines += ["", f"# ---- {SECTIONS[name]}"]
             lines += ["", *(f"# {line}" for line in said), f"{name} = {value}"]
         return "\n".join(lines[1:])
 
