@@ -37,7 +37,7 @@ def main() -> None:
             photos = birds(
                 Path(temporary) / f"birds{seed}", per_class=options.per_class, size=64, seed=seed
             )
-            recipe = choose(photos, None, minutes=MINUTES, changes={"seed": seed})
+            recipe = choose(photos, minutes=MINUTES, seed=seed)
             run = fit(recipe, photos, Path(temporary) / f"run{seed}")
             seconds = time.monotonic() - began
             network.append(run.read_log()[-1]["averaged_val_accuracy"] or 0.0)

@@ -266,8 +266,8 @@ def test_two_processes_do_not_train_into_one_run(birds: Path, tmp_path: Path) ->
 
 
 def test_the_recipe_of_a_run_goes_on_without_being_named(trained: Run, birds: Path) -> None:
-    assert train.choose(birds, trained.folder, minutes=None, changes={}) == trained.read_recipe()
-    changed = train.choose(birds, trained.folder, minutes=None, changes={"epochs": 9})
+    assert train.choose(birds, out=trained.folder) == trained.read_recipe()
+    changed = train.choose(birds, out=trained.folder, epochs=9)
     assert changed.epochs == 9
 
 

@@ -262,7 +262,7 @@ def train(
     from fieldmark import train as trainer
 
     if not recipe:
-        chosen = trainer.choose(photos, out, minutes=minutes, changes=changes)
+        chosen = trainer.choose(photos, minutes=minutes, out=out, **changes)
     elif minutes is not None:
         raise FieldmarkError("--minutes are for a recipe that is chosen: leave --recipe out.")
     if out is not None:
@@ -304,7 +304,7 @@ def recipe(
         return
     from fieldmark.train import choose
 
-    print(choose(photos, None, minutes=minutes, changes={}))
+    print(choose(photos, minutes=minutes))
 
 
 @app.command(help_epilogue="Example: `fieldmark network article --classes 4 --svg network.svg`")
@@ -323,7 +323,7 @@ def network(
     name
         `article`: the article's ResNet50V2; `resnet50v2` and deeper: the reference, as in Keras
         applications; `bit_r50x1` and `resnetv2_50`: the other published ResNet-V2, with group and
-        with batch normalisation; `resnet26v2_half`: for few photos; `small`: for tests.
+        with batch normalisation; `resnet26v2_quarter`: for few photos; `small`: for tests.
     image_size
         Side of the photos, in pixels.
     classes

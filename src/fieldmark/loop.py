@@ -215,6 +215,7 @@ class Course:
             network, self.optimiser, loss=loss, precision=recipe.precision
         )
         self.forward = forward(network)
+        self.training_forward = training_forward(network)
         self.before = np.cumsum([0, *map(len, training)]).tolist()  # steps before each epoch
         self.header = Header(recipe=recipe.model_dump(), made_with=made_with())
         self.saved: tuple[int, int] | None = None  # epoch and step of the state on the disk
@@ -373,8 +374,8 @@ class Course:
     def weights(self, *, averaged: bool, epoch: int) -> Iterator[None]:
         """Let the network have the weights that are evaluated after an epoch, counted from 0."""
         exchanged = kernels.averaged(self.optimiser) if averaged else nullcontext()
-        batches, count = self.training[epoch], self.recipe.statistics
-        with exchanged, statistics(self.network, batches, epoch, count):
+        batches, count, run = self.training[epoch], self.recipe.statistics, self.training_forward
+        with exchanged, statistics(self.network, batches, epoch, count, run=run):
             yield
 
     def keep_best(self, best: Best) -> None:
@@ -487,17 +488,34 @@ def forward(network: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Return the compiled network outside of training: images (n, h, w, 3) -> logits (n, c)."""
     if backend.name != "tensorflow" or backend.devices():
         return lambda images: np.asarray(network.predict_on_batch(images))
+    run = compiled(network, training=False)
+    return lambda images: run(images).numpy()
+
+
+def training_forward(network: Any) -> Callable[[NDArray[Any]], object]:
+    """Return the network as it runs in training; its moving statistics move."""
+    if backend.name == "tensorflow":
+        return compiled(network, training=True)
+
+    def run(images: NDArray[Any]) -> object:
+        with without_gradients():
+            return network(images, training=True)
+
+    return run
+
+
+def compiled(network: Any, *, training: bool) -> Callable[[NDArray[Any]], Any]:
+    """Compile a network's pass with TensorFlow; it is traced at the first call."""
     import tensorflow as tf
 
     # Open sizes, and no XLA, for the reasons that the training step has.
     signature = [tf.TensorSpec((None, None, None, network.input.shape[-1]), tf.float32)]
-    compiled = tf.function(
-        lambda images: network(images, training=False),
+    return tf.function(  # type: ignore[no-any-return]
+        lambda images: network(images, training=training),
         input_signature=signature,
         autograph=False,
         jit_compile=False,
     )
-    return lambda images: compiled(images).numpy()
 
 
 def evaluate(
@@ -525,8 +543,17 @@ def evaluate(
 
 
 @contextmanager
-def statistics(network: Any, batches: Batches, epoch: int, count: int) -> Iterator[None]:
+def statistics(
+    network: Any,
+    batches: Batches,
+    epoch: int,
+    count: int,
+    *,
+    run: Callable[[NDArray[Any]], object] | None = None,
+) -> Iterator[None]:
     """Let normalisation have the statistics of `count` batches of the training meanwhile.
+
+    `run` is a `training_forward` that nobody else calls.
 
     Taken with the weights as they are now, they are those of all photos of the batches together
     (Wu and Johnson 2021, Rethinking "Batch" in BatchNorm, section 3); moving ones follow weights
@@ -543,7 +570,9 @@ def statistics(network: Any, batches: Batches, epoch: int, count: int) -> Iterat
     kept = [(each, np.array(values_of(each))) for each in network.non_trainable_variables]
     try:
         for layer, (mean, variance) in zip(
-            found, measured(network, found, batches, epoch, count), strict=True
+            found,
+            measured(found, batches, epoch, count, run=run or training_forward(network)),
+            strict=True,
         ):
             layer.moving_mean.assign(mean)
             layer.moving_variance.assign(variance)
@@ -554,7 +583,12 @@ def statistics(network: Any, batches: Batches, epoch: int, count: int) -> Iterat
 
 
 def measured(
-    network: Any, found: Sequence[Any], batches: Batches, epoch: int, count: int
+    found: Sequence[Any],
+    batches: Batches,
+    epoch: int,
+    count: int,
+    *,
+    run: Callable[[NDArray[Any]], object],
 ) -> list[tuple[NDArray[Any], NDArray[Any]]]:
     """Return mean and variance of what comes to each of the layers in the first batches."""
     count = min(count, len(batches))
@@ -565,9 +599,7 @@ def measured(
         for layer in found:
             layer.momentum = 0.0  # so that the moving statistics are the last batch's
         for step in range(count):
-            # Not compiled: few batches are not worth tracing the network once more.
-            with without_gradients():
-                network(batches.batch(epoch, step)[0], training=True)
+            run(batches.batch(epoch, step)[0])  # traced, where it is, with this momentum
             for total, layer in zip(sums, found, strict=True):
                 mean = values_of(layer.moving_mean).astype(np.float64)
                 total[0] = total[0] + mean

@@ -24,7 +24,7 @@ Network = Literal[
     "resnet152v2",
     "resnetv2_50",
     "bit_r50x1",
-    "resnet26v2_half",
+    "resnet26v2_quarter",
     "small",
 ]
 
@@ -48,7 +48,8 @@ class Recipe(BaseModel):
         "article",
         description="`article`: the article's ResNet50V2. `resnet50v2` and deeper: the reference, "
         "as in Keras applications. `resnetv2_50`, `bit_r50x1`: timm's and Big Transfer's. "
-        "`resnet26v2_half`: 26 layers of half the width, for few photos. `small`: a tiny one.",
+        "`resnet26v2_quarter`: 26 layers of a quarter of the width, for few photos. "
+        "`small`: a tiny one.",
     )
     weights: str = Field(
         "",
@@ -323,7 +324,7 @@ ARTICLE = Recipe.model_validate({})
 
 # No weights to start from. Each value was chosen on flowers and birds, see docs/recipe.md.
 SCRATCH = ARTICLE.changed(
-    network="resnet26v2_half",
+    network="resnet26v2_quarter",
     pipeline="batches",
     image_size=128,
     begin_size=64,

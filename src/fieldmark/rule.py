@@ -33,7 +33,7 @@ MINUTES = 10.0  # that a training may take where nobody says
 
 # Multiply-adds of a photo of 224 px (`fieldmark network NAME`); they grow with the square.
 MULTIPLY_ADDS: dict[Network, float] = {
-    "resnet26v2_half": 0.463e9,
+    "resnet26v2_quarter": 0.1305e9,
     "resnet50v2": 3.48e9,
     "resnet101v2": 7.19e9,
     "resnet152v2": 10.9e9,
@@ -42,7 +42,7 @@ MULTIPLY_ADDS: dict[Network, float] = {
     "small": 0.106e9,
 }
 # The share of a matrix product's speed that a training step reaches (docs/speed.md).
-SHARE = {"resnet26v2_half": 0.22, "small": 0.1}
+SHARE = {"resnet26v2_quarter": 0.22, "small": 0.1}
 LARGE_SHARE = 0.5
 STEP = 3  # forward passes that a step costs: forward, and backward to the input and to the weights
 LOOKING = 1.15  # times as long, with the looks at the validation photos
@@ -146,7 +146,7 @@ def _from_nothing(
     photos: Facts, device: Device, seconds: float, wishes: Mapping[str, Any]
 ) -> Chosen:
     """Choose resolution and epochs for a network that knows nothing yet."""
-    name = network_named(wishes.get("network", "resnet26v2_half"))
+    name = network_named(wishes.get("network", "resnet26v2_quarter"))
     for sizes in _sides(photos, wishes.get("image_size", 0)):
         epoch = _epoch(photos, device, name, sizes)
         if seconds / epoch * photos.count >= ENOUGH:

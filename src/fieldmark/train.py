@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from functools import partial
@@ -122,23 +122,23 @@ def fit(
 
 def choose(
     photos: str | os.PathLike[str],
-    out: Path | None,
     *,
-    minutes: float | None,
-    changes: Mapping[str, Any],
+    minutes: float | None = None,
+    out: Path | None = None,
+    **values: Any,
 ) -> Recipe:
     """Return the recipe of the run in `out`, else the one chosen for photos, machine and minutes.
 
-    `changes` are values that are set by hand; what is chosen says its reasons.
+    `values` of the recipe are settled, and the rest follows; the reasons are said.
     """
     if out is not None and is_run(out):
-        return open_run(out).read_recipe().changed(**changes)
-    held_out = changes.get("validation_split", 0.2) + changes.get("test_split", 0.0)
+        return open_run(out).read_recipe().changed(**values)
+    held_out = values.get("validation_split", 0.2) + values.get("test_split", 0.0)
     found = rule.recipe_for(
         rule.Facts.of(data.list_photos(photos), held_out=held_out),
         rule.measured(),
         rule.MINUTES if minutes is None else minutes,
-        wishes={"weights": rule.at_hand(), **changes},
+        wishes={"weights": rule.at_hand(), **values},
     )
     for line in rule.told(found):
         say(line)
@@ -258,7 +258,7 @@ def teach(model: Any, recipe: Recipe, fed: Feed, album: Album, *, save_every: fl
     album.photos("predictions", "predictions", images, numbers)
 
 
-def keeper_of(run: Run, *, save_every: float) -> Keeper:
+def keeper_of(run: Run, *, save_every: float = SAVE_EVERY) -> Keeper:
     """Say where a run's training is kept."""
     rows = (astuple(record) for record in run.read_split())
     return Keeper(
