@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fieldmark import backend, kernels, resnet_v2
+from fieldmark import backend, bit, kernels, resnet_v2
 from fieldmark.backend import keras
 
 pytestmark = pytest.mark.skipif(
@@ -82,17 +83,17 @@ def close(found: Any, expected: Any, *, part: float) -> None:
 
 
 @pytest.mark.parametrize("build", [small, unlike])
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", ["nothing", "the first", "normalisation"])
 def test_outputs_gradients_and_statistics_are_keras_own(
-    build: Callable[[], Any], frozen: bool
+    build: Callable[[], Any], frozen: str
 ) -> None:
     import tensorflow as tf
 
-    network = build()
     network = twins(build)[0]
-    if frozen:  # a frozen normalisation uses its moving statistics in training too
-        for layer in network.layers[:8]:
-            layer.trainable = False
+    normal = [each for each in network.layers if type(each) is keras.layers.BatchNormalization]
+    # A frozen normalisation uses its moving statistics in training too.
+    for layer in {"nothing": [], "the first": network.layers[:8], "normalisation": normal}[frozen]:
+        layer.trainable = False
     (images, labels, weights), *_ = batches(1, size=network.input.shape[1])
     values = [variable.value for variable in network.trainable_variables]
 
@@ -114,11 +115,95 @@ def test_outputs_gradients_and_statistics_are_keras_own(
     expected, true_gradients = outcome(lambda: network(images, training=True))
     close([logits], [expected], part=1e-5)
     close(gradients, true_gradients, part=1e-4)
-    normalisations = 1 if build is unlike else 9 if frozen else 10
-    assert len(moved) == 2 * normalisations
+    assert len(moved) == 2 * sum(each.trainable and each.scale for each in normal)
     for value in (variable.value for variable in network.non_trainable_variables):
         if id(value) in moved:
             np.testing.assert_allclose(value, moved[id(value)], rtol=1e-5, atol=1e-6)
+
+
+def wide() -> Any:
+    """Build a network with a convolution of many filters."""
+    layers = keras.layers
+    image = layers.Input((12, 12, 3))
+    x = layers.ReLU()(layers.Conv2D(8, 1)(image))
+    x = layers.Conv2D(kernels.MANY_FILTERS, (3, 5))(layers.ZeroPadding2D((1, 2))(x))
+    return keras.Model(image, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)))
+
+
+def standardised() -> Any:
+    """Build a network with the layers of BiT: standardised kernels, normalised groups."""
+    layers = keras.layers
+    image = layers.Input((40, 40, 3))
+    conv = partial(bit.StdConv2D, use_bias=False)
+    norm = partial(layers.GroupNormalization, groups=4, epsilon=1e-5)
+    x = conv(8, 3, strides=2)(layers.Rescaling(2.0)(image))
+    x = bit.body(x, bit.Parts(conv, conv, norm), blocks=(1, 1), filters=8)
+    return keras.Model(image, bit.top(x, CLASSES, True, None))
+
+
+@pytest.mark.parametrize("build", [small, unlike, wide, standardised])
+def test_bfloat16_gives_nearly_the_gradients_of_float32(build: Callable[[], Any]) -> None:
+    import tensorflow as tf
+
+    network = twins(build)[0]
+    (images, labels, weights), *_ = batches(1, size=network.input.shape[1])
+    values = [variable.value for variable in network.trainable_variables]
+
+    def forward() -> Any:
+        logits, statistics = kernels.forward(network, tf.constant(images))
+        assert {batch.dtype for _, batch, _ in statistics} <= {tf.float32}
+        return logits
+
+    def outcome(precision: kernels.Precision, run: Callable[[], Any]) -> tuple[Any, Any]:
+        with tf.GradientTape() as tape:
+            with kernels.computing(network, precision):
+                logits = run()
+            loss = LOSS(labels, logits, sample_weight=weights)
+        gradients = tape.gradient(loss, values)
+        assert {each.dtype for each in [logits, loss, *gradients]} == {tf.float32}
+        return logits, np.concatenate([np.ravel(each) for each in gradients])
+
+    logits, gradient = outcome("bfloat16", forward)
+    true_logits, true_gradient = outcome("float32", forward)
+    close([logits], [true_logits], part=5e-2)
+    error = np.linalg.norm(gradient - true_gradient)
+    assert 0 < error < 0.3 * np.linalg.norm(true_gradient)
+    # Keras' own mixed precision is no nearer.
+    _, own = outcome("bfloat16", lambda: network(images, training=True))
+    assert error < 1.2 * np.linalg.norm(own - true_gradient)
+
+
+def test_a_network_trained_in_bfloat16_is_a_plain_one_of_float32(tmp_path: Path) -> None:
+    network, other = twins(small)
+    figures = []
+    plan: list[tuple[Any, kernels.Precision]] = [(network, "bfloat16"), (other, "float32")]
+    for each, precision in plan:
+        optimiser = OPTIMISERS["adamw"]()
+        step = kernels.training_step(each, optimiser, loss=LOSS, precision=precision)
+        figures.append([step(*batch).loss for batch in batches(4) * 5])
+        assert {str(v.dtype) for v in [*each.variables, *optimiser.variables[2:]]} == {"float32"}
+        assert {layer.compute_dtype for layer in each.layers} == {"float32"}
+    np.testing.assert_allclose(figures[0], figures[1], rtol=0.05)
+    assert figures[0] != figures[1]
+    network.save(tmp_path / "network.keras")
+    again = keras.saving.load_model(tmp_path / "network.keras")
+    assert {layer.dtype_policy.name for layer in again.layers} == {"float32"}
+    images = batches(1)[0][0]
+    close([again(images)], [network(images)], part=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("flags : avx amx_bf16 amx_tile", "bfloat16"), ("flags : avx512_bf16 amx_tile", "float32")],
+)
+def test_bfloat16_is_fast_where_the_processor_has_a_unit_for_it(
+    flags: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "devices", list)
+    monkeypatch.setattr(kernels, "PROCESSOR", tmp_path / "cpuinfo")
+    assert kernels.fast_precision() == "float32"  # the machine does not say
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n", encoding="ascii")
+    assert kernels.fast_precision() == expected
 
 
 OPTIMISERS: dict[str, Callable[[], Any]] = {
@@ -137,6 +222,9 @@ OPTIMISERS: dict[str, Callable[[], Any]] = {
         0.002, momentum=0.9, nesterov=True, weight_decay=1e-2, global_clipnorm=0.5
     ),
     "not fused": lambda: keras.optimizers.Adam(0.003, amsgrad=True, clipnorm=1.0),
+    "not fused, accumulating": lambda: keras.optimizers.AdamW(
+        0.003, gradient_accumulation_steps=3, global_clipnorm=0.5, use_ema=True
+    ),
     "not known": lambda: keras.optimizers.RMSprop(0.003),
 }
 
@@ -167,7 +255,7 @@ def test_a_hundred_updates_are_the_optimisers_own(name: str) -> None:
 
     for _ in range(100):
         both(*(tf.constant(rng.normal(size=shape), tf.float32) for shape in shapes))
-    assert int(optimisers[0].iterations) == 100
+    assert int(optimisers[0].iterations) == 100 // (optimisers[0].gradient_accumulation_steps or 1)
     # The kernel takes 1 - 0.999 in float32, 1.3e-5 off; Keras in float64.
     close(variables, others, part=3e-5)
     close(optimisers[0].variables, optimisers[1].variables, part=3e-5)
@@ -228,11 +316,15 @@ def test_the_same_seed_gives_the_same_bits() -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_weights_that_are_no_numbers_show_in_the_loss() -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weights_that_are_no_numbers_show_in_the_loss(frozen: bool) -> None:
     network = small()
+    for layer in network.layers:
+        layer.trainable = not (frozen and type(layer) is keras.layers.BatchNormalization)
     step = kernels.training_step(network, OPTIMISERS["adamw"](), loss=LOSS)
     images, labels, weights = batches(1)[0]
-    assert np.isnan(step(images * np.nan, labels, weights).loss)
+    assert frozen or np.isnan(step(images * np.nan, labels, weights).loss)
+    step(images * np.nan, labels, weights)
     assert np.isnan(step(images, labels, weights).loss)
 
 
@@ -292,6 +384,7 @@ def test_what_is_saved_loads_in_plain_keras_on_another_backend(tmp_path: Path) -
 
 
 STEPS = """
+import sys
 import numpy as np
 from fieldmark import kernels, resnet_v2
 from fieldmark.backend import keras
@@ -299,7 +392,10 @@ network = resnet_v2.Small((16, 16, 3), 3)
 optimiser = keras.optimizers.AdamW(1e-2, global_clipnorm=1.0, use_ema=True)
 kernels.keep_decay_off(optimiser, network)
 step = kernels.training_step(
-    network, optimiser, loss=keras.losses.CategoricalCrossentropy(from_logits=True)
+    network,
+    optimiser,
+    loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+    precision=sys.argv[1],
 )
 rng = np.random.default_rng(0)
 images = rng.uniform(0, 255, (6, 16, 16, 3)).astype("float32")
@@ -310,14 +406,16 @@ trained = np.array(network.trainable_variables[0])
 with kernels.averaged(optimiser):
     assert np.abs(np.array(network.trainable_variables[0]) - trained).max() > 0
 assert np.array_equal(np.array(network.trainable_variables[0]), trained)
+assert {layer.compute_dtype for layer in network.layers} == {"float32"}
 """
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("backend_name", ["jax", "torch"])
-def test_the_other_backends_take_keras_own_step(backend_name: str) -> None:
+def test_the_other_backends_take_keras_own_step(backend_name: str, precision: str) -> None:
     pytest.importorskip(backend_name)
     environment = {**os.environ, "KERAS_BACKEND": backend_name}
-    subprocess.run([sys.executable, "-c", STEPS], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", STEPS, precision], env=environment, check=True)
 
 
 def test_what_the_fused_step_would_leave_out_is_left_to_keras() -> None:

@@ -9,6 +9,7 @@ is compiled from kernels that TensorFlow has and Keras 3 does not use:
   where Keras makes some ten passes from `tf.nn.moments` and `tf.nn.batch_normalization`;
 - a 1x1 convolution, forward and for the gradient of its weights, as the matrix product that it is;
 - padding left to the convolution behind it, where that has a stride of 1;
+- in bfloat16, where that is asked for, all between the first convolution and the mean over places;
 - the optimiser's update of a variable in one kernel.
 
 The mathematics is Keras' own, and `tests/test_kernels.py` holds it equal. On JAX and PyTorch, and
@@ -72,8 +73,10 @@ def fits(network: Any, optimiser: Any) -> bool:
 
     It adds no penalties of layers to the loss, and it does not scale the loss for float16.
     """
-    kinds = {(layer.variable_dtype, layer.compute_dtype) for layer in network.layers}
-    return kinds == {("float32", "float32")} and not network.losses and not optimiser.loss_scale_factor
+    single = all(
+        layer.variable_dtype == layer.compute_dtype == "float32" for layer in network.layers
+    )
+    return single and not network.losses and not optimiser.loss_scale_factor
 
 
 # What computes in bfloat16 where that is asked for: all between the photo's scaling and the mean
@@ -99,7 +102,10 @@ def computing(network: Any, precision: Precision) -> Iterator[None]:
     found = [
         (layer, layer.dtype_policy)
         for layer in network.layers
-        if precision == "bfloat16" and isinstance(layer, HALVED) and layer.compute_dtype == "float32"
+        if precision == "bfloat16"
+        and isinstance(layer, HALVED)
+        and layer.compute_dtype == "float32"
+        and layer.output is not network.output
     ]
     try:
         for layer, _ in found:
@@ -121,6 +127,8 @@ def fast_precision() -> Precision:
     """
     if backend.devices():
         return "bfloat16" if halves_on_gpu() else "float32"
+    if backend.name == "jax":  # XLA gains nothing from it on a CPU
+        return "float32"
     try:
         flags = PROCESSOR.read_text(encoding="ascii", errors="replace")
     except OSError:  # no Linux
@@ -181,11 +189,15 @@ def fused_step(
                 logits, statistics = forward(network, images)
             value = loss(labels, logits, sample_weight=weights)
         gradients = tape.gradient(value, [variable.value for variable in variables])
+        # The kernel's ReLU makes 0 of what is no number. The statistics before it still show it,
+        # and where frozen normalisation has none, the weights do.
+        looked_at = [batch for _, batch, _ in statistics]
+        if any(frozen(layer) for layer in network.layers):
+            looked_at += [tf.convert_to_tensor(variable.value) for variable in variables]
         update(optimiser, gradients, variables)
         for moving, batch, share in statistics:
             moving.assign_sub((moving - batch) * share)
-        # The kernel's ReLU makes 0 of what is no number; the statistics before it still show it.
-        seen = tf.add_n([tf.reduce_sum(batch) for _, batch, _ in statistics] or [0.0])
+        seen = tf.add_n([tf.reduce_sum(each) for each in looked_at] or [0.0])
         value = tf.where(tf.math.is_nan(seen), seen, value)
         right = tf.equal(tf.argmax(logits, axis=-1), tf.argmax(labels, axis=-1))
         return value, tf.reduce_mean(tf.cast(right, tf.float32))
@@ -286,10 +298,20 @@ def convolution(layer: Any, x: Any) -> Any:
         else:
             # Not as the convolution's own explicit padding: its gradients run outside oneDNN.
             x = x.filled()
-    if layer.kernel_size == layer.strides == (1, 1):
+    single = layer.kernel_size == layer.strides == (1, 1)
+    many = scheme == "SAME" and layer.filters >= MANY_FILTERS
+    if layer.compute_dtype == "bfloat16" and (single or many):
+        y = by_products(x, kernel)
+    elif single:
         return pointwise(x, kernel, bias)
-    y = tf.nn.conv2d(x, kernel, layer.strides, scheme)
+    else:
+        y = tf.nn.conv2d(x, kernel, layer.strides, scheme)
     return y if bias is None else tf.nn.bias_add(y, bias)
+
+
+# In bfloat16 oneDNN is slow at the gradient of the weights where few places of the photo are left,
+# and that is where networks have many filters.
+MANY_FILTERS = 256
 
 
 def pointwise(x: Any, kernel: Any, bias: Any) -> Any:
@@ -326,14 +348,52 @@ def pointwise(x: Any, kernel: Any, bias: Any) -> Any:
     return tf.reshape(y, tf.concat([tf.shape(x)[:-1], [filters]], 0))
 
 
-def plain_normalisation(layer: Any) -> bool:
-    """Tell whether a BatchNormalization is one that `normalisation` computes.
+def by_products(x: Any, kernel: Any) -> Any:
+    """Convolve with a stride of 1, (n, h, w, c) -> (n, h, w, filters), zeros around the photo.
 
-    A frozen one is not: it uses its moving statistics in training too.
+    The gradient of the weights is a matrix product for each place of the kernel. Forward it is no
+    matrix product, not for 1x1 either: with the bias that takes up to five times as long in
+    bfloat16.
     """
+    import tensorflow as tf
+
+    height, width, channels, filters = kernel.shape
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def convolve(x: Any, kernel: Any) -> tuple[Any, Callable[[Any], tuple[Any, Any]]]:
+        def gradients(upstream: Any) -> tuple[Any, Any]:
+            shape = tf.shape(x)
+            to_x = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=shape,
+                filter=kernel,
+                out_backprop=upstream,
+                strides=[1, 1, 1, 1],
+                padding="SAME",
+            )
+            padded = x
+            if height > 1 or width > 1:
+                padded = tf.pad(x, [(0, 0), (height // 2,) * 2, (width // 2,) * 2, (0, 0)])
+            rows = tf.reshape(upstream, (-1, filters))
+            windows = [
+                padded[:, i : i + shape[1], j : j + shape[2]]
+                for i in range(height)
+                for j in range(width)
+            ]
+            products = [
+                tf.matmul(tf.reshape(window, (-1, channels)), rows, transpose_a=True)
+                for window in windows
+            ]
+            return to_x, tf.reshape(tf.stack(products), kernel.shape)
+
+        return tf.nn.conv2d(x, kernel, 1, "SAME"), gradients
+
+    return convolve(x, kernel)
+
+
+def plain_normalisation(layer: Any) -> bool:
+    """Tell whether a BatchNormalization is one that `normalisation` computes."""
     return (
-        layer.trainable
-        and layer.scale
+        layer.scale
         and layer.center
         and layer.axis in (-1, 3)
         and not layer.synchronized
@@ -342,12 +402,20 @@ def plain_normalisation(layer: Any) -> bool:
     )
 
 
+def frozen(layer: Any) -> bool:
+    """Tell whether a layer is a BatchNormalization that keeps to its moving statistics."""
+    return isinstance(layer, layers.BatchNormalization) and not layer.trainable
+
+
 def normalisation(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
     """Normalise (n, h, w, c) over all but the channels, and note the batch's statistics."""
     import tensorflow as tf
 
+    x = tf.cast(x, layer.compute_dtype)
+    if frozen(layer):
+        return frozen_normalisation(layer, x)
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=tf.cast(x, layer.compute_dtype),
+        x=x,
         scale=layer.gamma.value,
         offset=layer.beta.value,
         mean=tf.zeros(0),
@@ -362,6 +430,33 @@ def normalisation(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
     statistics.append((layer.moving_mean.value, mean, share))
     statistics.append((layer.moving_variance.value, variance * ((count - 1) / count), share))
     return y
+
+
+def frozen_normalisation(layer: Any, x: Any) -> Any:
+    """Normalise by the moving statistics, which a frozen layer uses in training too."""
+    import tensorflow as tf
+
+    gamma, beta, mean, variance = (
+        tf.convert_to_tensor(each.value)
+        for each in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)
+    )
+    scale = tf.cast(gamma * tf.math.rsqrt(variance + layer.epsilon), x.dtype)
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def normalise(x: Any) -> tuple[Any, Callable[[Any], Any]]:
+        y, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=gamma,
+            offset=beta,
+            mean=mean,
+            variance=variance,
+            epsilon=layer.epsilon,
+            is_training=False,
+        )
+        # TensorFlow's own gradient sums those of gamma and beta too, which nobody asks for.
+        return y, lambda upstream: upstream * scale
+
+    return normalise(x)
 
 
 def keep_decay_off(optimiser: Any, network: Any) -> None:

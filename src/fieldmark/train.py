@@ -238,7 +238,8 @@ def teach(model: Any, recipe: Recipe, fed: Feed, album: Album, *, save_every: fl
     elif fed.ours is not None:
         say(f"Network: {recipe.network}, {model.count_params():,} parameters")
         if recipe.probe and not run.last.exists():
-            probe(model, recipe, fed.ours, run)
+            groups = [row.group or row.path for row in fed.records if row.split == "training"]
+            probe(model, recipe, fed.ours, run, groups=groups)
         if recipe.epochs:
             loop.train(
                 model,
@@ -254,7 +255,8 @@ def teach(model: Any, recipe: Recipe, fed: Feed, album: Album, *, save_every: fl
     if fed.article is not None:
         numbers = predict_singly(model, seen)
     else:
-        numbers = loop.forward(keras.saving.load_model(run.best))(seen).argmax(axis=1).tolist()
+        best = keras.saving.load_model(run.best) if run.best.exists() else model
+        numbers = loop.forward(best)(seen).argmax(axis=1).tolist()
     album.photos("predictions", "predictions", images, numbers)
 
 
@@ -280,13 +282,19 @@ def save_best(run: Run, model: Any) -> None:
         state.sync(temporary)
 
 
-def probe(model: Any, recipe: Recipe, ours: Ours, run: Run) -> None:
+def probe(model: Any, recipe: Recipe, ours: Ours, run: Run, *, groups: Sequence[str]) -> None:
     """Give the network the head of logistic regression on its features, and say how good it is.
 
-    Without epochs that is all, and goes into log and best weights.
+    `groups` has a name for each training photo; those of one name are never parted. Without epochs that is all, and goes into log and best weights.
     """
     began = time.monotonic()
-    head = features.probe(model, ours.training, weighted=recipe.balance != "none", seed=recipe.seed)
+    head = features.probe(
+        model,
+        ours.training,
+        weighted=recipe.balance != "none",
+        seed=recipe.seed,
+        groups=np.array(groups),
+    )
     features.set_head(model, head)
     loss, accuracy = loop.evaluate(loop.forward(model), ours.validation)
     line: Epoch = {
