@@ -21,7 +21,7 @@ from statistics import median
 from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
-from fieldmark import images, kernels, weights
+from fieldmark import images, kernels, threads, weights
 from fieldmark.backend import devices, keras
 from fieldmark.console import duration
 from fieldmark.data import Photos
@@ -41,15 +41,18 @@ MULTIPLY_ADDS: dict[Network, float] = {
     "bit_r50x1": 4.09e9,
     "small": 0.106e9,
 }
-# The share of a matrix product's speed that a training step reaches (docs/speed.md).
-SHARE = {"resnet26v2_quarter": 0.22, "small": 0.1}
-LARGE_SHARE = 0.5
+# The share of a matrix product's speed that a training step reaches (docs/speed.md), of networks
+# whose products are narrow, and of the others.
+SHARE = {"resnet26v2_quarter": 0.3, "small": 0.3}
+WIDE = 0.6
+HALVED = 1.9  # times as fast in bfloat16, where the machine has it
+HANDLING = 0.003  # CPU seconds a photo takes beside: reading it, and the small things of a step
 STEP = 3  # forward passes that a step costs: forward, and backward to the input and to the weights
-LOOKING = 1.15  # times as long, with the looks at the validation photos
-START = 25.0  # seconds until the first step: reading, decoding, tracing
+LOOKING = 1.1  # times as long, with the looks at the validation photos
+START = 20.0  # seconds until the first step: starting, decoding, tracing
 
 # Begin, end and validation side in pixels, the largest first.
-SIZES = ((96, 160, 192), (96, 128, 160), (64, 96, 128), (32, 64, 64))
+SIZES = ((96, 160, 192), (96, 128, 160), (64, 96, 128), (64, 64, 64))
 ENOUGH = 80_000  # photos seen in a training from nothing, repetitions counted, before larger ones
 MOST_SEEN = 160_000  # beyond that nothing was gained from few photos
 FEWEST_EPOCHS = 5
@@ -92,8 +95,9 @@ class Device:
     """What the rule asks about the machine."""
 
     name: str
-    precision: str  # `bfloat16` where the machine multiplies such numbers faster
-    speed: float  # of a matrix product in that precision, GFLOP/s
+    precision: kernels.Precision  # the one that it computes fast
+    speed: float  # of a matrix product in float32, GFLOP/s
+    processors: int = 2
 
 
 class Chosen(NamedTuple):
@@ -106,17 +110,17 @@ class Chosen(NamedTuple):
 
 def measured() -> Device:
     """Measure this machine, in about a second."""
-    precision = kernels.fast_precision()
     side = 2048
-    matrix = keras.ops.cast(keras.ops.ones((side, side)), precision)
+    matrix = keras.ops.ones((side, side))
     best = 0.0
     for _ in range(4):  # the first one starts the threads
         began = time.perf_counter()
         product = keras.ops.matmul(matrix, matrix)
-        float(keras.ops.convert_to_numpy(keras.ops.cast(product[0, 0], "float32")))
+        float(keras.ops.convert_to_numpy(product[0, 0]))  # waits until it is there
         best = max(best, 2 * side**3 / (time.perf_counter() - began) / 1e9)
     names = devices()
-    return Device(names[0] if names else "the CPU", precision, best)
+    name = names[0] if names else "the CPU"
+    return Device(name, kernels.fast_precision(), best, threads.processors())
 
 
 def recipe_for(
@@ -168,7 +172,6 @@ def _from_nothing(
         "average": _average(steps),
         "validate_every": max(1, epochs // 30),
         "balance": _balance(photos),
-        "precision": device.precision,
     }
     recipe = SCRATCH.changed(**{**values, **wishes})
     reasons = (
@@ -192,7 +195,8 @@ def _with_weights(
     name = network_named(wishes.get("network") or network_of(start))
     grouped = name == "bit_r50x1"  # it has no batch statistics
     side = wishes.get("image_size") or side_of(start)
-    epoch = _epoch(photos, device, name, (side, side, side))
+    precision = wishes.get("precision", device.precision)
+    epoch = _epoch(photos, device, name, (side, side, side), halved=precision != "float32")
     features = epoch / STEP * 1.3
     values = {"network": name, "image_size": side, "balance": _balance(photos)}
     epochs = wishes.get("epochs", int(min((seconds - features) / epoch, FINETUNING)))
@@ -215,7 +219,7 @@ def _with_weights(
         "warmup": round(epochs / 10, 2),
         "freeze_normalisation": not grouped,
         "average": _average(epochs * (photos.count // batch)),
-        "precision": device.precision,
+        "precision": precision,
     }
     recipe = FINETUNE.changed(**{**values, **wishes})
     reasons = (
@@ -293,13 +297,21 @@ def _even(side: float) -> int:
     return max(32, round(side / 32) * 32)
 
 
-def _epoch(photos: Facts, device: Device, name: Network, sizes: tuple[int, int, int]) -> float:
+def _epoch(
+    photos: Facts,
+    device: Device,
+    name: Network,
+    sizes: tuple[int, int, int],
+    *,
+    halved: bool = False,
+) -> float:
     """Return the seconds of an epoch, the mean over its sides."""
     begin, end, _ = sizes
     sides = range(begin, end + 1, 32)
     area = sum(side**2 for side in sides) / len(sides) / 224**2
     operations = 2 * STEP * MULTIPLY_ADDS[name] * area * photos.count
-    return operations / (device.speed * 1e9 * SHARE.get(name, LARGE_SHARE)) * LOOKING
+    speed = device.speed * 1e9 * SHARE.get(name, WIDE) * (HALVED if halved else 1)
+    return (operations / speed + photos.count * HANDLING / device.processors) * LOOKING
 
 
 def _batch(count: int) -> int:

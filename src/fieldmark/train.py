@@ -285,7 +285,8 @@ def save_best(run: Run, model: Any) -> None:
 def probe(model: Any, recipe: Recipe, ours: Ours, run: Run, *, groups: Sequence[str]) -> None:
     """Give the network the head of logistic regression on its features, and say how good it is.
 
-    `groups` has a name for each training photo; those of one name are never parted. Without epochs that is all, and goes into log and best weights.
+    `groups` has a name for each training photo; those of one name are never parted. Without epochs
+    that is all, and goes into log and best weights.
     """
     began = time.monotonic()
     head = features.probe(
