@@ -1,4 +1,4 @@
-"""`fieldmark`, with a network of another width or depth in the place of `resnet26v2_quarter`.
+"""`fieldmark`, with a network of another width or depth in the place of `resnet26v2_half`.
 
 In: the width of the first stage, the blocks of the stages, and a command line of `fieldmark`. It
 is how the width was chosen; `LOG.md` has what was seen.
@@ -14,7 +14,7 @@ from typing import Literal
 
 from fieldmark import cli, network, resnet_v2
 
-NAME: Literal["resnet26v2_quarter"] = "resnet26v2_quarter"
+NAME: Literal["resnet26v2_half"] = "resnet26v2_half"
 
 
 def main() -> None:

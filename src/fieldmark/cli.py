@@ -323,7 +323,7 @@ def network(
     name
         `article`: the article's ResNet50V2; `resnet50v2` and deeper: the reference, as in Keras
         applications; `bit_r50x1` and `resnetv2_50`: the other published ResNet-V2, with group and
-        with batch normalisation; `resnet26v2_quarter`: for few photos; `small`: for tests.
+        with batch normalisation; `resnet26v2_half`: for few photos; `small`: for tests.
     image_size
         Side of the photos, in pixels.
     classes

@@ -90,7 +90,7 @@ class _Node:
 BUILDERS: dict[Network, Callable[..., Any]] = {
     "article": article.ResNet50V2,
     "small": resnet_v2.Small,
-    "resnet26v2_quarter": resnet_v2.ResNet26V2Quarter,
+    "resnet26v2_half": resnet_v2.ResNet26V2Half,
     "resnet50v2": resnet_v2.ResNet50V2,
     "resnet101v2": resnet_v2.ResNet101V2,
     "resnet152v2": resnet_v2.ResNet152V2,

@@ -33,7 +33,7 @@ MINUTES = 10.0  # that a training may take where nobody says
 
 # Multiply-adds of a photo of 224 px (`fieldmark network NAME`); they grow with the square.
 MULTIPLY_ADDS: dict[Network, float] = {
-    "resnet26v2_quarter": 0.1305e9,
+    "resnet26v2_half": 0.463e9,
     "resnet50v2": 3.48e9,
     "resnet101v2": 7.19e9,
     "resnet152v2": 10.9e9,
@@ -43,18 +43,18 @@ MULTIPLY_ADDS: dict[Network, float] = {
 }
 # The share of a matrix product's speed that a training step reaches (docs/speed.md), of networks
 # whose products are narrow, and of the others.
-SHARE = {"resnet26v2_quarter": 0.3, "small": 0.3}
+SHARE = {"resnet26v2_half": 0.4, "small": 0.3}
 WIDE = 0.6
 HALVED = 1.9  # times as fast in bfloat16, where the machine has it
-HANDLING = 0.003  # CPU seconds a photo takes beside: reading it, and the small things of a step
+HANDLING = 0.002  # CPU seconds a photo takes beside: reading it, and the small things of a step
 STEP = 3  # forward passes that a step costs: forward, and backward to the input and to the weights
 LOOKING = 1.1  # times as long, with the looks at the validation photos
 START = 20.0  # seconds until the first step: starting, decoding, tracing
 
 # Begin, end and validation side in pixels, the largest first.
-SIZES = ((96, 160, 192), (96, 128, 160), (64, 96, 128), (64, 64, 64))
-ENOUGH = 80_000  # photos seen in a training from nothing, repetitions counted, before larger ones
-MOST_SEEN = 160_000  # beyond that nothing was gained from few photos
+SIZES = ((128, 192, 192), (96, 128, 128), (64, 96, 96), (64, 64, 64))
+ENOUGH = 40_000  # photos seen in a training from nothing, repetitions counted, before larger ones
+MOST_SEEN = 80_000  # beyond that nothing was gained from few photos
 FEWEST_EPOCHS = 5
 FINETUNING = 20  # epochs, or 10,000 steps where there are many photos; AutoGluon's is 20 too
 SAMPLE = 64  # photos whose size is looked at
@@ -150,7 +150,7 @@ def _from_nothing(
     photos: Facts, device: Device, seconds: float, wishes: Mapping[str, Any]
 ) -> Chosen:
     """Choose resolution and epochs for a network that knows nothing yet."""
-    name = network_named(wishes.get("network", "resnet26v2_quarter"))
+    name = network_named(wishes.get("network", "resnet26v2_half"))
     for sizes in _sides(photos, wishes.get("image_size", 0)):
         epoch = _epoch(photos, device, name, sizes)
         if seconds / epoch * photos.count >= ENOUGH:
@@ -288,7 +288,7 @@ def network_named(name: str) -> Network:
 def _sides(photos: Facts, wish: int) -> list[tuple[int, int, int]]:
     """Return begin, end and validation sides to choose from, the largest first."""
     if wish:
-        return [(_even(wish / 2), _even(wish * 3 / 4), wish)]
+        return [(_even(wish * 3 / 4), _even(wish), wish)]
     return [sizes for sizes in SIZES if sizes[-1] <= max(photos.side * 1.25, SIZES[-1][-1])]
 
 
