@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fieldmark import features, images, loop, resnet_v2
+from fieldmark import features, images, inference, resnet_v2
 from fieldmark.augment import Augment
 from fieldmark.backend import keras
 from fieldmark.batches import Batches
@@ -297,13 +297,13 @@ def test_a_probed_network_gives_the_head_s_logits(small: Any, drawn: Batches) ->
     set_head(network, head)
     still = replace(drawn, shuffle=False, augment=Augment(), shapes=None)
     rows = features.features(network, still)
-    run = loop.forward(network)
+    run = inference.forward(network)
     found = np.concatenate([run(still.batch(0, i)[0]) for i in range(len(still))])
     np.testing.assert_allclose(
         found[: len(rows)], head.logits(rows), rtol=1e-3, atol=1e-3 * np.abs(found).max()
     )
     # Even features of random weights tell drawn birds apart better than a guess among four.
-    assert loop.evaluate(run, still).accuracy > 0.5
+    assert inference.evaluate(run, still).accuracy > 0.5
     for one, other in zip(network.layers[:-1], small.layers[:-1], strict=True):
         for ours, theirs in zip(one.get_weights(), other.get_weights(), strict=True):
             np.testing.assert_array_equal(ours, theirs)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldmark import loop
+from fieldmark import inference
 from fieldmark.augment import NONE
 from fieldmark.backend import keras
 from fieldmark.batches import Batches
@@ -62,7 +62,7 @@ def features(network: Any, batches: Batches, *, description: str = "Features") -
     not augmented. Raises a FieldmarkError where the last layer is no classifier.
     """
     below = keras.Model(network.input, classifier(network).input)
-    run = loop.forward(below)
+    run = inference.forward(below)
     plain = replace(batches, shuffle=False, balanced=False, augment=NONE)
     found = []
     with meter(description, len(plain)) as shown:

@@ -29,6 +29,7 @@ from fieldmark import (
     environment,
     features,
     files,
+    inference,
     locks,
     loop,
     network,
@@ -256,7 +257,7 @@ def teach(model: Any, recipe: Recipe, fed: Feed, album: Album, *, save_every: fl
         numbers = predict_singly(model, seen)
     else:
         best = keras.saving.load_model(run.best) if run.best.exists() else model
-        numbers = loop.forward(best)(seen).argmax(axis=1).tolist()
+        numbers = inference.forward(best)(seen).argmax(axis=1).tolist()
     album.photos("predictions", "predictions", images, numbers)
 
 
@@ -297,7 +298,7 @@ def probe(model: Any, recipe: Recipe, ours: Ours, run: Run, *, groups: Sequence[
         groups=np.array(groups),
     )
     features.set_head(model, head)
-    loss, accuracy = loop.evaluate(loop.forward(model), ours.validation)
+    loss, accuracy = inference.evaluate(inference.forward(model), ours.validation)
     line: Epoch = {
         "epoch": 0,
         "val_loss": loss,
