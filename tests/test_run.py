@@ -41,7 +41,7 @@ def test_a_run_can_be_read_again(tmp_path: Path) -> None:
     assert run.read_classes() == ("ant", "bee")
     assert [record.label for record in run.read_split()] == ["ant", "bee"]
     assert run.read_specification() == SPEC
-    assert json.loads(run.environment.read_text()) == {"schema": 1, "a": 1}
+    assert json.loads(run.environment.read_text()) == {"schema": 2, "a": 1}
     assert run.read_log() == []
     assert os.listdir(tmp_path) == ["run"]
 
@@ -92,6 +92,11 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     run.environment.write_text("{")
     with pytest.raises(FieldmarkError, match="is not a run folder"):
         open_run(run.folder)
+    run.environment.write_text('{"schema": 2}')
+    assert open_run(run.folder) == run
+    run.recipe.write_text('{"epochs": "many"}')
+    with pytest.raises(FieldmarkError, match=r"recipe.json is not a recipe of this version"):
+        run.read_recipe()
     run.environment.write_text('{"schema": 99}')
-    with pytest.raises(FieldmarkError, match="schema 99, and this fieldmark reads 1"):
+    with pytest.raises(FieldmarkError, match="schema 99, and this fieldmark reads 2"):
         open_run(run.folder)
