@@ -18,7 +18,7 @@ from conftest import ROOT
 from fieldmark import cli, draw
 
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHORT = {"--epochs": "1", "--image-size": "32", "--batch-size": "32"}
+SHORT = {"--epochs": "3", "--image-size": "32", "--batch-size": "32"}
 # These train the article's network, which takes minutes even so.
 SLOW = ("README.md", "article.md", "train.md")
 
