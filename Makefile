@@ -24,7 +24,7 @@ demo: install ## Draw birds, check them, train on them, say how well it went; a 
 	@rm -rf build/demo
 	$(BIN)/fieldmark draw build/demo/birds --per-class 150 --size 64
 	$(BIN)/fieldmark check build/demo/birds --html build/demo/birds.html
-	$(BIN)/fieldmark train build/demo/birds --minutes 1 --out build/demo/run
+	$(BIN)/fieldmark train build/demo/birds --minutes 1.5 --out build/demo/run
 
 test: install ## Run the tests that take seconds.
 	$(BIN)/python -m pytest -m "not slow"
