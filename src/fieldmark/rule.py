@@ -21,7 +21,7 @@ from statistics import median
 from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
-from fieldmark import images, kernels, threads, weights
+from fieldmark import images, kernels, weights
 from fieldmark.backend import devices, keras
 from fieldmark.console import duration
 from fieldmark.data import Photos
@@ -46,7 +46,8 @@ MULTIPLY_ADDS: dict[Network, float] = {
 SHARE = {"resnet26v2_half": 0.4, "small": 0.3}
 WIDE = 0.6
 HALVED = 1.9  # times as fast in bfloat16, where the machine has it
-HANDLING = 0.002  # CPU seconds a photo takes beside: reading it, and the small things of a step
+HANDLING = 0.002  # seconds a photo takes beside: reading it, and the small things of a step
+KEEPING = 0.5  # seconds an epoch takes to be kept
 STEP = 3  # forward passes that a step costs: forward, and backward to the input and to the weights
 LOOKING = 1.1  # times as long, with the looks at the validation photos
 START = 20.0  # seconds until the first step: starting, decoding, tracing
@@ -97,7 +98,6 @@ class Device:
     name: str
     precision: kernels.Precision  # the one that it computes fast
     speed: float  # of a matrix product in float32, GFLOP/s
-    processors: int = 2
 
 
 class Chosen(NamedTuple):
@@ -119,8 +119,7 @@ def measured() -> Device:
         float(keras.ops.convert_to_numpy(product[0, 0]))  # waits until it is there
         best = max(best, 2 * side**3 / (time.perf_counter() - began) / 1e9)
     names = devices()
-    name = names[0] if names else "the CPU"
-    return Device(name, kernels.fast_precision(), best, threads.processors())
+    return Device(names[0] if names else "the CPU", kernels.fast_precision(), best)
 
 
 def recipe_for(
@@ -170,7 +169,7 @@ def _from_nothing(
         "warmup": round(min(5.0, epochs / 20), 2),
         "augment": 0.5 if epochs >= 20 else 0.3,
         "average": _average(steps),
-        "validate_every": max(1, epochs // 30),
+        "validate_every": max(1, epochs // 15),
         "balance": _balance(photos),
     }
     recipe = SCRATCH.changed(**{**values, **wishes})
@@ -311,7 +310,7 @@ def _epoch(
     area = sum(side**2 for side in sides) / len(sides) / 224**2
     operations = 2 * STEP * MULTIPLY_ADDS[name] * area * photos.count
     speed = device.speed * 1e9 * SHARE.get(name, WIDE) * (HALVED if halved else 1)
-    return (operations / speed + photos.count * HANDLING / device.processors) * LOOKING
+    return (operations / speed + photos.count * HANDLING) * LOOKING + KEEPING
 
 
 def _batch(count: int) -> int:
