@@ -307,7 +307,24 @@ def test_a_disk_that_fills_up_is_one_sentence(birds: Path, small_disk: Path) -> 
         patch.setattr(train, "require_room", lambda *_, **__: None)
         with pytest.raises(FieldmarkError, match="cannot be written"):
             train.fit(TINY, birds, small_disk / "run")
-    assert not [path for path in small_disk.rglob("*") if "partial" in path.name]
+    assert os.listdir(small_disk) == []
+
+
+def test_too_little_memory_leaves_nothing_half_written(birds: Path, tmp_path: Path) -> None:
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train", exhausted)
+        with pytest.raises(FieldmarkError, match="a batch of 8 photos: try --batch-size 4"):
+            train.fit(TINY, birds, tmp_path / "run")
+        assert os.listdir(tmp_path) == []
+    stopped(tmp_path / "run", TINY, birds, after=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train", exhausted)
+        with pytest.raises(FieldmarkError, match="does not suffice"):
+            train.fit(TINY, birds, tmp_path / "run")
+    assert Run(tmp_path / "run").last.exists()
 
 
 def test_a_disk_without_room_is_refused_before_the_training(birds: Path, tmp_path: Path) -> None:

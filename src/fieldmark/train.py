@@ -111,8 +111,14 @@ def fit(
             album = Album(run, Lettering(language), fed.photos.classes, show=show)
             with backend.enough_memory(recipe.batch_size):
                 teach(model, recipe, fed, album, save_every=save_every)
-        except (KeyboardInterrupt, SystemExit, FieldmarkError):  # a full disk is one of the last
+        except (KeyboardInterrupt, SystemExit):
             say(kept(run))
+            raise
+        except FieldmarkError:  # a full disk, too little memory, a loss that is no number
+            if begun is None and not run.last.exists():
+                shutil.rmtree(run.folder)  # made by this call, and nothing was learned
+            else:
+                say(kept(run))
             raise
     say(outcome(run))
     return run
