@@ -175,6 +175,15 @@ def test_a_finished_run_is_said_to_be_so(
     assert "Validation accuracy after epoch 2" in printed
 
 
+def test_a_finished_run_is_not_one_of_other_photos(
+    trained: Run, birds: Path, tmp_path: Path
+) -> None:
+    photos = Path(shutil.copytree(birds, tmp_path / "photos"))
+    (photos / BIRDS[1] / "0001.jpg").unlink()
+    with pytest.raises(FieldmarkError, match=r"1 missing .*bring back the photos"):
+        train.fit(TINY, photos, trained.folder)
+
+
 def test_a_run_of_another_recipe_is_refused_with_the_difference(trained: Run, birds: Path) -> None:
     before = listing(trained.folder)
     with pytest.raises(FieldmarkError, match=r"another recipe \(epochs 2 there, 3 now\)"):

@@ -42,7 +42,15 @@ from fieldmark import (
 from fieldmark.backend import keras
 from fieldmark.console import say, size
 from fieldmark.errors import FieldmarkError
-from fieldmark.feed import Feed, Ours, feed, require_preview, write_preview
+from fieldmark.feed import (
+    Feed,
+    Ours,
+    feed,
+    listing,
+    refuse_changed,
+    require_preview,
+    write_preview,
+)
 from fieldmark.findings import wilson
 from fieldmark.images import scale
 from fieldmark.loop import Keeper
@@ -73,6 +81,8 @@ def fit(
     recipe = recipe.resolved()
     begun = begun_run(Path(out), recipe)
     if begun is not None and finished(begun):
+        listed = listing(recipe, photos)
+        refuse_changed(begun.read_split(), listed, data.sha256s(listed))
         say(f"{begun.folder} is finished already; give another --out to train anew.")
         say(outcome(begun))
         return begun
