@@ -6,13 +6,15 @@ On a terminal progress is a bar; elsewhere (a log file, CI) it is a line every `
 
 from __future__ import annotations
 
+import io
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -40,6 +42,30 @@ def say(message: str) -> None:
     if not progress.quiet:
         with suppress(BrokenPipeError):  # whoever read along has left; the work goes on
             print(message, flush=True)
+
+
+def printed(
+    parts: Iterable[RenderableType], *, width: int | None = None, colour: bool | None = None
+) -> str:
+    """Return what rich prints of the parts, for a terminal; without one in 100 columns, no colour.
+
+    Their text is printed as it is: nothing in it is markup.
+    """
+    terminal = sys.stdout.isatty()
+    text = io.StringIO()
+    console = Console(
+        file=text,
+        width=width or (shutil.get_terminal_size((100, 24)).columns if terminal else 100),
+        force_terminal=terminal if colour is None else colour,
+        no_color=None if colour is None else not colour,
+        highlight=False,
+        emoji=False,
+        markup=False,
+        legacy_windows=False,
+    )
+    for part in parts:
+        console.print(part)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 class Meter:

@@ -12,28 +12,29 @@ import base64
 import csv
 import io
 import os
-import shutil
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from importlib.resources import files as packaged
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from fieldmark import data, files, images
-from fieldmark.console import meter
+from fieldmark.console import meter, printed
 from fieldmark.data import Photos
 from fieldmark.errors import FieldmarkError
 from fieldmark.findings import Case, Finding, Report, Seen, printable, straight
 from fieldmark.formats import UnreadableImage
 from fieldmark.quality import Measures
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # ---- as text ------------------------------------------------------------------------------------
 
@@ -44,31 +45,10 @@ NAMED_CLASSES = 10
 
 def table(report: Report, *, width: int | None = None, colour: bool | None = None) -> str:
     """Return the report for a terminal; as wide as it is, 100 columns where there is none."""
-    terminal = sys.stdout.isatty()
-    text = io.StringIO()
-    console = Console(
-        file=text,
-        width=width or (shutil.get_terminal_size((100, 24)).columns if terminal else 100),
-        force_terminal=terminal if colour is None else colour,
-        no_color=None if colour is None else not colour,
-        highlight=False,
-        emoji=False,
-        markup=False,
-        legacy_windows=False,
-    )
-    console.print(report.account)
-    console.print(report.balance)
-    for line in _interval_lines(report):
-        console.print(line)
+    parts: list[RenderableType] = [report.account, report.balance, *_interval_lines(report)]
     if report.findings:
-        console.print()
-        console.print(_findings_table(report))
-        console.print("\nWhat to do", style="bold")
-        for part in _advice(report):
-            console.print(part)
-    console.print()
-    console.print(report.verdict)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        parts += ["", _findings_table(report), Text("\nWhat to do", "bold"), *_advice(report)]
+    return printed([*parts, "", report.verdict], width=width, colour=colour)
 
 
 def _interval_lines(report: Report) -> list[str]:
@@ -215,15 +195,9 @@ def write_html(report: Report, path: Path) -> None:
 
 def _page(report: Report) -> str:
     """Fill the template."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["printable"] = printable
-    template = packaged("fieldmark").joinpath("sheet.html").read_text(encoding="utf-8")
     sizes = report.sizes
-    return environment.from_string(template).render(
+    template = templates().get_template("sheet.html")
+    return template.render(
         report=report,
         intervals=_interval_lines(report),
         sections=_sections(report),
@@ -231,6 +205,21 @@ def _page(report: Report) -> str:
         most=max(sizes.values(), default=0) or 1,
         more_classes=max(0, len(sizes) - BARS),
     )
+
+
+def templates(*, autoescape: bool = True) -> Environment:
+    """Return what finds and fills the templates of the package."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        autoescape=autoescape,  # noqa: S701 - Markdown is escaped in other ways
+        loader=PackageLoader("fieldmark", ""),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["printable"] = printable
+    return environment
 
 
 @dataclass(frozen=True)
@@ -279,7 +268,7 @@ def _sections(report: Report) -> list[_Section]:
         if not seen:
             return _Photo(path, None, "")
         if path not in pictures:
-            pictures[path] = _thumbnail(report.folder / path) if seen.kind == "used" else ""
+            pictures[path] = thumbnail(report.folder / path) if seen.kind == "used" else ""
         return _Photo(path, seen, pictures[path])
 
     rooms = _rooms(report.findings)
@@ -310,7 +299,7 @@ def _rooms(findings: Iterable[Finding]) -> list[int]:
     return rooms
 
 
-def _thumbnail(path: Path) -> str:
+def thumbnail(path: Path) -> str:
     """Return a photo as a small JPEG in a data URI; empty where it cannot be read any more."""
     try:
         square, shape = images.read_with_shape(path.read_bytes(), THUMBNAIL)
