@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fieldmark import files, split
+from fieldmark import files, predictions, split
+from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
 from fieldmark.images import ImageSpec
+from fieldmark.predictions import Predictions
 from fieldmark.recipe import Recipe
 from fieldmark.split import Record
 
+EXPLANATIONS = "explanations.json"  # in each folder of heat maps
 SCHEMA = 2  # raised when a file of the run changes its meaning
 
 # An epoch's figures by their names in Keras; none where the figure was no finite number.
@@ -82,6 +85,66 @@ class Run:
         return self.folder / "best.keras"
 
     @property
+    def predictions(self) -> Path:
+        """A row a photo that was held out: its class, and a probability of each."""
+        return self.folder / "predictions.csv"
+
+    @property
+    def metrics(self) -> Path:
+        """All figures of the predictions, each with its interval."""
+        return self.folder / "metrics.json"
+
+    @property
+    def decision(self) -> Path:
+        """The temperature, and the threshold under which the answer is none of these."""
+        return self.folder / "decision.json"
+
+    @property
+    def diagnosis(self) -> Path:
+        """What was measured to find out why the run is as good or bad as it is."""
+        return self.folder / "diagnosis.json"
+
+    @property
+    def explanations(self) -> Path:
+        """The folder of the maps of photos that were held out."""
+        return self.folder / "heatmaps" / "held_out"
+
+    @property
+    def explained(self) -> Path:
+        """What was found in the photos that were held out, with the names of their pictures."""
+        return self.explanations / EXPLANATIONS
+
+    @property
+    def explained_photos(self) -> Path:
+        """The folder of the maps of photos that a user named last."""
+        return self.folder / "heatmaps" / "photos"
+
+    @property
+    def features(self) -> Path:
+        """What the network's head reads of every training photo, to find the nearest by."""
+        return self.folder / "heatmaps" / "features.npz"
+
+    @property
+    def report(self) -> Path:
+        """One page with all of it."""
+        return self.folder / "report.html"
+
+    @property
+    def card(self) -> Path:
+        """The model card, in Markdown."""
+        return self.folder / "README.md"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of what TensorBoard is told."""
+        return self.folder / "tensorboard"
+
+    @property
+    def mlflow(self) -> Path:
+        """Which run of which MLflow store is told of this one."""
+        return self.folder / "mlflow.json"
+
+    @property
     def figures(self) -> Path:
         """The folder of the figures."""
         return self.folder / "figures"
@@ -115,10 +178,50 @@ class Run:
                 f"{self.recipe} is not a recipe of this version: use the version that wrote it."
             ) from error
 
-    def write_probe(self, figures: Mapping[str, Any]) -> None:
-        """Write what the probe came to."""
-        with files.whole_file(self.probe) as temporary:
-            temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    def read_environment(self) -> dict[str, Any]:
+        """Return what the run was made with."""
+        facts: dict[str, Any] = json.loads(self.environment.read_text(encoding="utf-8"))
+        return facts
+
+    def read_source(self) -> Path:
+        """Return the folder or the CSV of photos that it was trained from."""
+        facts = self.read_environment()
+        if not isinstance(facts.get("photos"), str):
+            raise FieldmarkError(
+                f"{self.environment} does not say where the photos are: add their folder as "
+                '"photos".'
+            )
+        return Path(facts["photos"])
+
+    def photo(self, path: str) -> Path:
+        """Return where a photo of the split lies; of "", their folder."""
+        source = self.read_source()
+        return (source.parent if source.is_file() else source) / path
+
+    def read_predictions(self) -> Predictions:
+        """Return the predictions; raises a FieldmarkError where nobody made them."""
+        self.require(self.predictions, "evaluate")
+        return predictions.read(self.predictions)
+
+    def read_decision(self) -> Decision | None:
+        """Return temperature and threshold, where they were chosen."""
+        if not self.decision.exists():
+            return None
+        return Decision.from_json(self.decision.read_text(encoding="utf-8"))
+
+    def require(self, file: Path, command: str) -> None:
+        """Raise where a file of the run is not there, and say which command makes it."""
+        if not file.exists():
+            raise FieldmarkError(
+                f"{self.folder} has no {file.name} yet: `fieldmark {command} {self.folder}` "
+                "makes it."
+            )
+
+    def write_json(self, file: Path, content: Mapping[str, Any]) -> None:
+        """Write one of the run's JSON files, whole or not at all."""
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        with files.whole_file(file) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
     def read_classes(self) -> tuple[str, ...]:
         """Return the class names in the order of the labels."""

@@ -1,0 +1,154 @@
+"""A run -> its predictions on photos that were held out, and all figures of them.
+
+In: a run, and photos of another folder where there are some. Out: `predictions.csv`, a row a photo
+with a probability a class; from it alone `metrics.json`, and `decision.json` with the temperature
+and the threshold that were chosen on the validation photos. No photo that was trained on is ever
+counted: they are told by their content.
+
+    fieldmark evaluate RUN [PHOTOS]
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fieldmark import data, metrics, predictions
+from fieldmark.console import say
+from fieldmark.errors import FieldmarkError
+from fieldmark.predictions import Predictions
+from fieldmark.run import Run, open_run
+from fieldmark.split import Record
+from fieldmark.trained import Trained, softmax
+
+HELD_OUT = ("validation", "test")
+NEW = "new"  # the split of photos that the run does not know
+COVERAGE = 0.95  # share of the validation photos that are answered; the others are none of these
+
+
+class Row(NamedTuple):
+    """A photo to predict, and what is known of it."""
+
+    path: str  # as in the split, or absolute
+    label: str
+    split: str
+    group: str
+    sha256: str
+
+
+def evaluate(
+    folder: str | os.PathLike[str],
+    photos: str | os.PathLike[str] | None = None,
+    *,
+    coverage: float = COVERAGE,
+) -> dict[str, Any]:
+    """Predict what was held out, and `photos` beside, and return the figures that are written.
+
+    The run's own photos are looked for where they were when it was trained, and in `photos`; what
+    lies there and is of the run's training photos is left out. Raises a FieldmarkError for a class
+    that the run does not know and where there is nothing to predict; the run stays as it was.
+    """
+    if not 0 < coverage <= 1:
+        raise FieldmarkError(f"A coverage of {coverage:g} is no share: give more than 0, up to 1.")
+    run = open_run(folder)
+    classifier = Trained.load(run)
+    rows = own(run) if photos is None else [*given(run, photos)]
+    if not rows:
+        raise FieldmarkError(
+            f"There is no photo to evaluate {run.folder} on: name a folder of others, "
+            f"`fieldmark evaluate {run.folder} PHOTOS`."
+        )
+    table = predicted(run, classifier, rows)
+    decided = metrics.decide(table, coverage=coverage)
+    found = metrics.measure(table, coverage=coverage)
+    predictions.write(run.predictions, table)
+    run.write_json(run.metrics, found)
+    if decided is not None:
+        run.write_json(run.decision, decided.model_dump())
+    return found
+
+
+def own(run: Run) -> list[Row]:
+    """Return the photos that the run holds out; raise where they are not what they were."""
+    rows = [as_row(record) for record in run.read_split() if record.split in HELD_OUT]
+    gone = [row.path for row in rows if not run.photo(row.path).is_file()]
+    if gone:
+        raise FieldmarkError(
+            f"{len(gone)} of the photos that {run.folder} holds out are not where they were, "
+            f"{run.photo(gone[0])} among them: say where they are now, "
+            f"`fieldmark evaluate {run.folder} PHOTOS`."
+        )
+    listed = data.Photos(
+        folder=run.photo(""),
+        classes=(),
+        paths=tuple(row.path for row in rows),
+        labels=(),
+    )
+    for row, sha256 in zip(rows, data.sha256s(listed), strict=True):
+        if row.sha256 != sha256:
+            raise FieldmarkError(
+                f"{run.photo(row.path)} is another photo than when {run.folder} was trained: "
+                "bring the old one back, or train anew."
+            )
+    return rows
+
+
+def given(run: Run, photos: str | os.PathLike[str]) -> list[Row]:
+    """Return the photos of another place, those of the run's own by their content.
+
+    The run's photos that were held out come along where they are still where they were.
+    """
+    listed = data.list_photos(photos)
+    known = set(run.read_classes())
+    if unknown := [name for name in listed.classes if name not in known]:
+        raise FieldmarkError(
+            f"{listed.folder} has {', '.join(unknown)}, which {run.folder} does not know: "
+            f"name photos of {', '.join(sorted(known))}."
+        )
+    records = {record.sha256: record for record in run.read_split()}
+    rows, trained = [], 0
+    for path, label, sha256 in zip(listed.paths, listed.labels, data.sha256s(listed), strict=True):
+        record = records.get(sha256)
+        place = str((listed.folder / path).absolute())
+        if record is None:
+            rows.append(Row(place, listed.classes[label], NEW, "", sha256))
+        elif record.split in HELD_OUT:
+            rows.append(as_row(record)._replace(path=place))
+        else:
+            trained += 1
+    if trained:
+        say(f"{trained} of the photos were trained on and say nothing: they are left out.")
+    there = {row.sha256 for row in rows}
+    if not any(row.split in HELD_OUT for row in rows):
+        try:
+            rows += [row for row in own(run) if row.sha256 not in there]
+        except FieldmarkError as error:
+            say(f"Note: {error}")
+    return rows
+
+
+def as_row(record: Record) -> Row:
+    """Return a row of the split as one to predict."""
+    return Row(record.path, record.label, record.split, record.group, record.sha256)
+
+
+def predicted(run: Run, classifier: Trained, rows: Sequence[Row]) -> Predictions:
+    """Return the rows with the probabilities that the classifier gives each class."""
+    logits = classifier.logits([run.photo(row.path) for row in rows])
+    if not np.isfinite(logits).all():
+        raise FieldmarkError(
+            f"{run.best} answers with no numbers: its weights are damaged, so train anew."
+        )
+    number = {name: label for label, name in enumerate(classifier.classes)}
+    return Predictions(
+        classes=classifier.classes,
+        paths=tuple(row.path for row in rows),
+        splits=tuple(row.split for row in rows),
+        labels=np.array([number[row.label] for row in rows], np.int64),
+        groups=tuple(row.group for row in rows),
+        sha256=tuple(row.sha256 for row in rows),
+        probabilities=softmax(logits),
+    )

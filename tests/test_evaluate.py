@@ -1,0 +1,121 @@
+"""A run is judged on photos that it has not seen, whatever they are called, wherever they lie."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import Command
+from fieldmark import draw, evaluate, inference, predictions
+from fieldmark.decision import Decision
+from fieldmark.errors import FieldmarkError
+from fieldmark.run import Run
+from fieldmark.trained import Trained
+
+
+@pytest.fixture
+def run(trained: Run, tmp_path: Path) -> Run:
+    """A copy of the trained run, to write into."""
+    return Run(Path(shutil.copytree(trained.folder, tmp_path / "run")))
+
+
+def test_what_was_held_out_is_predicted_as_the_training_saw_it(run: Run) -> None:
+    found = evaluate.evaluate(run.folder)
+    table = predictions.read(run.predictions)
+    rows = [row for row in run.read_split() if row.split == "validation"]
+    assert table.paths == tuple(row.path for row in rows)
+    assert set(table.splits) == {"validation"}
+    assert np.allclose(table.probabilities.sum(axis=1), 1)
+    # The log has the accuracy of the same weights, of its best epoch.
+    right = float((table.probabilities.argmax(axis=1) == table.labels).mean())
+    logged = [
+        line[name] for line in run.read_log() for name in line if name.endswith("val_accuracy")
+    ]
+    assert max(value for value in logged if value is not None) == pytest.approx(right)
+    assert found["splits"]["validation"]["figures"]["accuracy"]["value"] == pytest.approx(right)
+    assert json.loads(run.metrics.read_text()) == found
+    assert Decision.from_json(run.decision.read_text()).photos == len(rows)
+
+
+def test_the_classifier_answers_as_the_network_does(run: Run) -> None:
+    classifier = Trained.load(run)
+    photos = [run.photo(row.path) for row in run.read_split()][:5]
+    squares = classifier.squares(photos)
+    assert squares.shape == (5, 32, 32, 3)
+    expected = inference.forward(classifier.network)(squares.astype(np.float32))  # 0 to 255
+    assert np.allclose(classifier.logits(photos), expected, atol=1e-5)
+    assert classifier.logits([]).shape == (0, 4)
+
+
+def test_photos_of_another_folder_are_known_by_their_content(
+    run: Run, birds: Path, tmp_path: Path
+) -> None:
+    rows = run.read_split()
+    other = draw.birds(tmp_path / "other", per_class=3, size=32, seed=9)
+    trained = next(row for row in rows if row.split == "training")
+    held_out = next(row for row in rows if row.split == "validation")
+    shutil.copy(birds / trained.path, other / trained.label / "seen before.jpg")
+    shutil.copy(birds / held_out.path, other / held_out.label / "held out.jpg")
+    evaluate.evaluate(run.folder, other)
+    table = predictions.read(run.predictions)
+    assert table.splits.count("new") == 12
+    assert not any("seen before" in path for path in table.paths)
+    assert table.splits[table.paths.index(str(other / held_out.label / "held out.jpg"))] == (
+        "validation"
+    )
+
+
+def test_photos_that_were_moved_are_found_where_they_are_now(
+    run: Run, birds: Path, tmp_path: Path
+) -> None:
+    before = evaluate.evaluate(run.folder)
+    moved = Path(shutil.copytree(birds, tmp_path / "moved"))
+    facts = json.loads(run.environment.read_text())
+    run.environment.write_text(json.dumps({**facts, "photos": str(tmp_path / "gone")}))
+    with pytest.raises(FieldmarkError, match=r"say where they are now, `fieldmark evaluate .* PHO"):
+        evaluate.evaluate(run.folder)
+    assert evaluate.evaluate(run.folder, moved)["splits"] == before["splits"]
+
+
+def test_bad_input_leaves_the_run_as_it_was(
+    run: Run, birds: Path, tmp_path: Path, fieldmark: Command
+) -> None:
+    evaluate.evaluate(run.folder)
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    strange = draw.birds(tmp_path / "strange", per_class=2, size=32)
+    (strange / "Cockatoo").rename(strange / "<b>Emu")
+    single = tmp_path / "single"
+    shutil.copytree(birds / "Cockatoo", single / "Cockatoo")
+    damaged = Path(shutil.copytree(birds, tmp_path / "damaged"))
+    (damaged / "Cockatoo" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no photo")
+    for photos, message in (
+        (strange, "has <b>Emu, which"),
+        (single, "one class"),
+        (damaged, "broken.jpg"),
+        (tmp_path / "nothing", "nothing"),
+    ):
+        done = fieldmark("evaluate", run.folder, photos)
+        assert done.returncode == 2, done.stdout
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    with pytest.raises(FieldmarkError, match="is no share"):
+        evaluate.evaluate(run.folder, coverage=0)
+    now = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    assert now == before
+
+
+def test_a_photo_that_is_another_one_now_is_refused(birds: Path, run: Run, tmp_path: Path) -> None:
+    photos = Path(shutil.copytree(birds, tmp_path / "photos"))
+    facts = json.loads(run.environment.read_text())
+    run.environment.write_text(json.dumps({**facts, "photos": str(photos)}))
+    rows = run.read_split()
+    held_out = next(row for row in rows if row.split == "validation")
+    trained = next(row for row in rows if row.split == "training")
+    shutil.copy(photos / trained.path, photos / held_out.path)
+    with pytest.raises(FieldmarkError, match="is another photo than when"):
+        evaluate.evaluate(run.folder)
+    assert not run.predictions.exists()
