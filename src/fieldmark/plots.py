@@ -12,7 +12,7 @@ import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib import font_manager
@@ -156,6 +156,61 @@ def curve(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.legend(loc=legend, prop=FontProperties(family=fonts))
+
+
+class Explained(NamedTuple):
+    """A row of the sheet: a photo, where it says what, and what was learned from that is like it.
+
+    Pictures are (h, w, 3) of 0 to 255; a probability is 0 to 1.
+    """
+
+    photo: np.ndarray[Any, Any]
+    title: str
+    maps: Sequence[tuple[np.ndarray[Any, Any], str]]  # with the class that each is of
+    answer: str
+    classes: Sequence[tuple[str, float]]  # the most probable ones, the first first
+    neighbours: Sequence[tuple[np.ndarray[Any, Any], str]]
+
+
+def explanations(rows: Sequence[Explained], *, fonts: list[str]) -> Figure:
+    """Draw a row for each photo: the photo, its maps, its classes as bars, the nearest photos.
+
+    All is laid out in inches on one pair of axes: hundreds of small ones take seconds to draw.
+    """
+    side, small, gap, titles = 1.9, 1.35, 0.2, 0.5  # titles have up to three lines
+    maps, near = max(len(row.maps) for row in rows), max(len(row.neighbours) for row in rows)
+    width = (side + gap) * (1 + maps) + 2.4 + gap + (small + gap) * near + gap
+    height = (side + titles + gap / 2) * len(rows) + gap / 2
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    words: Any = {"fontsize": 8, "fontfamily": fonts, "parse_math": False, "va": "bottom"}
+
+    def picture(image: np.ndarray[Any, Any], title: str, left: float, size: float) -> None:
+        extent = (left, left + size, top + size, top)
+        axes.imshow(image, extent=extent, interpolation="bilinear", interpolation_stage="rgba")
+        axes.text(left + size / 2, top - 0.04, title, ha="center", **words)
+
+    for number, row in enumerate(rows):
+        top, left = (side + titles + gap / 2) * number + titles, gap
+        for image, title in ((row.photo, row.title), *row.maps):
+            picture(image, title, left, side)
+            left += side + gap
+        left = gap + (side + gap) * (1 + maps)
+        axes.text(left + 1.2, top - 0.04, row.answer, ha="center", **words)
+        for place, (name, probability) in enumerate(row.classes):
+            foot = top + 0.17 + side / 5 * place  # five fit, the most probable one above
+            colour = COLOURS["training"] if place == 0 else "#a3adb2"
+            axes.barh(foot + 0.08, 2.4 * probability, 0.1, left, color=colour)
+            line, *more = name.split("\n")
+            axes.text(left, foot, line + "…" * bool(more), **words)
+            axes.text(left + 2.4, foot, f"{probability:.1%}", ha="right", **words)
+        left += 2.4 + gap
+        for image, title in row.neighbours:
+            picture(image, title, left, small)
+            left += small + gap
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    return figure
 
 
 def _signs(text: str) -> set[int]:
