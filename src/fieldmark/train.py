@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from fieldmark import (
     reproduction,
     rule,
     state,
+    trackers,
     weights,
 )
 from fieldmark.backend import keras
@@ -57,6 +58,7 @@ from fieldmark.loop import Keeper
 from fieldmark.plots import Language, Lettering
 from fieldmark.recipe import Recipe
 from fieldmark.run import Epoch, Run, create, is_run, open_run
+from fieldmark.trackers import Audience
 
 SAVE_EVERY = 300.0  # seconds between two states within an epoch
 
@@ -70,20 +72,27 @@ def fit(
     language: Language = "en",
     show: bool = False,
     save_every: float = SAVE_EVERY,
+    tensorboard: bool = False,
+    mlflow: str = "",
 ) -> Run:
     """Train by the recipe and return the run, or go on with the one in `out`.
 
     The photos are only read. `preview` is a file for a sheet of what the network will see;
-    `save_every` are the seconds between two states. Raises a `FieldmarkError` before anything is
-    written where a photo, the folder `out`, a value of the recipe or the run that is there stands
-    in the way. Ctrl-C and SIGTERM save the state and leave.
+    `save_every` are the seconds between two states. `tensorboard` has the training told to the one,
+    `mlflow` to the store of that address: `docs/trackers.md`. Raises a `FieldmarkError` before
+    anything is written where a photo, the folder `out`, a value of the recipe or the run that is
+    there stands in the way. Ctrl-C and SIGTERM save the state and leave.
     """
     recipe = recipe.resolved()
+    trackers.require(tensorboard=tensorboard, mlflow=mlflow)
     begun = begun_run(Path(out), recipe)
     if begun is not None and finished(begun):
         listed = listing(recipe, photos)
         refuse_changed(begun.read_split(), listed, data.sha256s(listed))
         say(f"{begun.folder} is finished already; give another --out to train anew.")
+        followers = trackers.connect(Path(out), tensorboard=tensorboard, mlflow=mlflow)
+        with trackers.told(begun, followers) as audience:
+            audience.finish(outcome(begun))
         say(outcome(begun))
         return begun
     if show:
@@ -97,7 +106,11 @@ def fit(
     fed = feed(
         recipe,
         photos,
-        outputs=[Path(out), *([preview] if preview else [])],
+        outputs=[
+            Path(out),
+            *([preview] if preview else []),
+            *trackers.places(Path(out), mlflow=mlflow),
+        ],
         begun=begun.read_split() if begun else (),
     )
     if preview is not None:
@@ -108,6 +121,7 @@ def fit(
         require_room(Path(out), model, averages=bool(recipe.average))
     if recipe.weights and not (begun and begun.last.exists()):
         weights.load(model, recipe.weights)
+    followers = trackers.connect(Path(out), tensorboard=tensorboard, mlflow=mlflow)
     run = begun or create(
         out,
         recipe=recipe,
@@ -119,8 +133,12 @@ def fit(
     with alone(run):
         try:
             album = Album(run, Lettering(language), fed.photos.classes, show=show)
-            with backend.enough_memory(recipe.batch_size):
-                teach(model, recipe, fed, album, save_every=save_every)
+            with (
+                trackers.told(run, followers) as audience,
+                backend.enough_memory(recipe.batch_size),
+            ):
+                teach(model, recipe, fed, album, audience, save_every=save_every)
+                audience.finish(outcome(run))
         except (KeyboardInterrupt, SystemExit):
             say(kept(run))
             raise
@@ -208,7 +226,10 @@ def built(recipe: Recipe, classes: int) -> Any:
     side = recipe.image_size if len(sizes) == 1 else None
     if recipe.pipeline == "article":
         return network.build(recipe.network, image_size=side, classes=classes)
-    model = network.for_training(recipe.network, image_size=side, classes=classes)
+    # The article's network ends in a softmax, and our loss is of logits.
+    model = reproduction.logits_network(
+        network.for_training(recipe.network, image_size=side, classes=classes)
+    )
     kind = keras.layers.BatchNormalization
     normalised = [layer for layer in model.layers if isinstance(layer, kind)]
     if normalised and recipe.batch_size == 1 and not recipe.freeze_normalisation and recipe.epochs:
@@ -241,14 +262,16 @@ def require_room(out: Path, model: Any, *, averages: bool) -> None:
 # ---- the training -------------------------------------------------------------------------------
 
 
-def teach(model: Any, recipe: Recipe, fed: Feed, album: Album, *, save_every: float) -> None:
+def teach(
+    model: Any, recipe: Recipe, fed: Feed, album: Album, audience: Audience, *, save_every: float
+) -> None:
     """Take the article's steps 4 to 11: look, compile, fit, curves, predictions."""
     run = album.run
     images, labels = fed.first
     if not run.last.exists():
         album.photos("training_photos", "training photos", images, labels)
         say(f"First batch: images {tuple(images.shape)}, labels {tuple(labels.shape)}")
-    keeper = keeper_of(run, save_every=save_every)
+    keeper = replace(keeper_of(run, save_every=save_every), append=audience.append)
     if fed.article is not None:
         say(network.summary(model))
         reproduction.train(model, recipe, datasets=fed.article, keeper=keeper)
@@ -321,7 +344,7 @@ def probe(model: Any, recipe: Recipe, ours: Ours, run: Run, *, groups: Sequence[
         "val_accuracy": accuracy,
         "seconds": round(time.monotonic() - began, 3),
     }
-    run.write_probe({**line, "strength": head.strength, "cross_validated": head.accuracy})
+    run.write_json(run.probe, {**line, "strength": head.strength, "cross_validated": head.accuracy})
     say(f"Probe: a classifier on the features as they are gets {accuracy:.1%} of the validation.")
     if not recipe.epochs:
         save_best(run, model)
