@@ -20,14 +20,18 @@ $(STAMP): pyproject.toml constraints.txt
 		--constraint constraints.txt --editable '.[tensorflow,dev]'
 	@touch $@
 
-demo: install ## Draw birds, check them, train on them, say how well it went; a few minutes.
+demo: install ## Draw birds, check, train, evaluate, diagnose, explain, report; a few minutes.
 	@rm -rf build/demo
 	$(BIN)/fieldmark draw build/demo/birds --per-class 150 --size 64
 	$(BIN)/fieldmark check build/demo/birds --html build/demo/birds.html
 	$(BIN)/fieldmark train build/demo/birds --minutes 1.5 --out build/demo/run
+	$(BIN)/fieldmark evaluate build/demo/run
+	$(BIN)/fieldmark diagnose build/demo/run
+	$(BIN)/fieldmark explain build/demo/run
+	$(BIN)/fieldmark report build/demo/run
 
 test: install ## Run the tests that take seconds.
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
 
 test-all: install ## Run all tests, those that take minutes too.
 	$(BIN)/python -m pytest

@@ -19,8 +19,8 @@ from fieldmark import cli, draw
 
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHORT = {"--epochs": "3", "--image-size": "32", "--batch-size": "32"}
-# These train the article's network, which takes minutes even so.
-SLOW = ("README.md", "article.md", "train.md")
+# These train the article's network, or take step after step on a run, which takes minutes even so.
+SLOW = ("README.md", "article.md", "train.md", "diagnose.md", "explain.md", "report.md")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

@@ -15,15 +15,17 @@ RANKS = (
     ("errors",),
     ("console", "files", "locks"),
     ("backend", "recipe", "plots", "brush", "anatomy", "formats", "tables", "threads", "state"),
+    ("decision", "predictions"),
     ("article", "resnet_v2", "bit", "weights", "kernels", "environment"),
     ("species", "scenery", "svg", "images", "data"),
     ("network", "draw", "augment", "cache", "duplicates", "quality", "strata"),
     ("batches", "split", "findings"),
-    ("run", "sheet", "inference"),
-    ("check", "features", "loop", "rule"),
-    ("reproduction",),
-    ("feed",),
+    ("run", "sheet", "inference", "metrics"),
+    ("check", "features", "loop", "rule", "trained", "heatmaps", "compare", "contents", "trackers"),
+    ("reproduction", "evaluate", "explain", "charts"),
+    ("feed", "report"),
     ("train",),
+    ("diagnose",),
     ("cli",),
     ("__main__",),
 )
@@ -58,6 +60,7 @@ def test_imports_go_down_in_rank() -> None:
 def test_the_package_and_its_help_load_nothing_heavy(words: str) -> None:
     heavy = {"keras", "tensorflow", "jax", "torch", "matplotlib", "sklearn", "scipy", "PIL"}
     heavy |= {"fastapi", "starlette", "uvicorn", "grain", "imagehash", "jinja2"}
+    heavy |= {"tensorboard", "mlflow", "sqlalchemy", "cleanlab", "pandas"}
     code = f"import sys\ntry:\n    {words}\nfinally:\n    print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     loaded = set(done.stdout.splitlines()[-1].split())
@@ -69,7 +72,8 @@ def test_no_recipe_of_the_run_folder_s_names_elsewhere() -> None:
     """`run` is the only module that knows the names of a run's files."""
     names = (
         *("recipe.json", "environment.json", "classes.txt", "image.json", "log.jsonl"),
-        *("state.keras", "best.keras", "figures"),
+        *("state.npz", "best.keras", "predictions.csv", "metrics.json", "decision.json"),
+        *("diagnosis.json", "explanations.json", "heatmaps"),
     )
     for path in SOURCE.glob("*.py"):
         if path.stem == "run":

@@ -228,6 +228,8 @@ def train(
     language: Literal["en", "zh"] = "en",
     show: Annotated[bool, Parameter(negative=())] = False,
     save_every: float = 300.0,
+    tensorboard: Annotated[bool, Parameter(negative=())] = False,
+    mlflow: str = "",
 ) -> None:
     """Train a network on a folder of photos, or go on with a training that was stopped.
 
@@ -253,6 +255,11 @@ def train(
         Show the figures on the screen too; each waits until it is closed.
     save_every
         Seconds from one state on the disk to the next; the end of an epoch always has one.
+    tensorboard
+        Write what TensorBoard shows of the training, as it goes on, into the run.
+    mlflow
+        Tell an MLflow store of the training as it goes on: `local` for a file beside the run,
+        `sqlite:///FILE`, or the address of a server.
     """
     if out is None and preview is None:
         raise FieldmarkError("Name the run folder to make: --out RUN.")
@@ -274,9 +281,129 @@ def train(
             language=language,
             show=show,
             save_every=save_every,
+            tensorboard=tensorboard,
+            mlflow=mlflow,
         )
     elif preview is not None:
         trainer.preview_only(chosen, photos, preview)
+
+
+@app.command(help_epilogue="Example: `fieldmark evaluate runs/first`")
+def evaluate(run: Place, photos: Place | None = None, /, *, coverage: float = 0.95) -> None:
+    """Predict the photos that a run has held out, and say how good it is, with intervals.
+
+    Parameters
+    ----------
+    run
+        The run folder; `predictions.csv`, `metrics.json` and `decision.json` are written into it.
+    photos
+        A folder or a CSV of other photos with their classes, or where the run's own are now. What
+        the run was trained on is left out.
+    coverage
+        Share of the validation photos that are to be answered. The others are taken for none of
+        the classes, and so are photos that the network is no surer of.
+    """
+    from fieldmark import metrics
+    from fieldmark.evaluate import evaluate as judge
+
+    print(metrics.table(judge(run, photos, coverage=coverage)))
+
+
+@app.command(help_epilogue="Example: `fieldmark compare runs/first runs/second`")
+def compare(
+    *runs: Place,
+    split: Literal["validation", "test", "new"] | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Say whether runs differ by more than chance on the photos that all have held out.
+
+    Parameters
+    ----------
+    runs
+        Two run folders or more, each evaluated before; the others are compared with the first.
+    split
+        Take the photos of this split only.
+    json
+        Print the figures as JSON.
+    """
+    from json import dumps
+
+    from fieldmark.compare import compare as judge
+    from fieldmark.compare import table
+
+    found = judge(runs, split=split)
+    print(dumps(found.as_json(), indent=2, ensure_ascii=False) if json else table(found))
+
+
+@app.command(help_epilogue="Example: `fieldmark diagnose runs/first`")
+def diagnose(run: Place, /) -> None:
+    """Find out by measurement what is wrong with a run, and say what to do about it.
+
+    Parameters
+    ----------
+    run
+        The run folder; `diagnosis.json` is written into it. Its photos are to be where they were.
+    """
+    from fieldmark.diagnose import diagnose as examine
+    from fieldmark.diagnose import table
+
+    print(table(examine(run)))
+
+
+@app.command(help_epilogue="Example: `fieldmark explain runs/first`")
+def explain(
+    run: Place,
+    /,
+    *photos: Place,
+    classes: Annotated[list[str] | None, Parameter(name="--class", negative=())] = None,
+    top: Whole = 1,
+    out: Place | None = None,
+) -> None:
+    """Show where in photos a run sees what it answers, and which training photos are like them.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    photos
+        Photos, or folders of them. Without any, the mistakes of `fieldmark evaluate` are shown,
+        the pairs of classes that are confused most, and some photos that are right.
+    classes
+        A class to show the map of as well; may be given several times.
+    top
+        How many of the most probable classes to show the map of.
+    out
+        The folder to write, in place of one in the run.
+    """
+    from fieldmark.explain import explain as show
+
+    folder = show(run, photos, classes=classes or (), top=top, out=out)
+    console.say(f"Sheet: {folder / 'sheet.png'}")
+
+
+@app.command(help_epilogue="Example: `fieldmark report runs/first`")
+def report(
+    run: Place,
+    /,
+    *,
+    out: Place | None = None,
+    card: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Write all that a run's files say on one page, to be opened in a browser.
+
+    Parameters
+    ----------
+    run
+        The run folder. What `evaluate`, `diagnose` and `explain` have written is in the report.
+    out
+        The file to write, in place of one in the run.
+    card
+        Write the model card instead, in Markdown as the Hugging Face hub has it.
+    """
+    from fieldmark import report as reporter
+
+    place = reporter.write_card(run, out=out) if card else reporter.write(run, out=out)
+    console.say(f"{'Card' if card else 'Report'}: {place}")
 
 
 @app.command(help_epilogue="Example: `fieldmark recipe scratch > mine.toml`")
