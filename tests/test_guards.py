@@ -22,7 +22,7 @@ RANKS = (
     ("batches", "split", "findings"),
     ("run", "sheet", "inference", "metrics"),
     ("check", "features", "loop", "rule", "trained", "heatmaps", "compare", "contents", "trackers"),
-    ("reproduction", "evaluate", "explain", "charts"),
+    ("reproduction", "evaluate", "explain", "predict", "charts"),
     ("feed", "report"),
     ("train",),
     ("diagnose",),

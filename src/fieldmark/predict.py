@@ -1,0 +1,81 @@
+"""`Classifier`, the one door to predictions: photos in, answers out, over a run or an export of it.
+
+In: a run's folder, or a folder that `fieldmark export` wrote. Out: a `Classifier` with its classes,
+how it sees a photo, and when it refuses to answer. Over an export neither Keras nor TensorFlow is
+imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldmark import images
+from fieldmark.decision import Decision
+from fieldmark.images import ImageSpec
+
+# Squares (n, size, size, 3), 0 to 255 -> the network's own probabilities (n, c).
+Engine = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a classifier says of a photo."""
+
+    label: str | None  # none: it is none of these
+    probabilities: NDArray[np.float64]  # (c,), calibrated where there is a decision
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network in whatever engine, with what it must know to answer."""
+
+    place: Path  # the run or the export
+    backend: str  # "keras", "openvino", "onnx", "litert"
+    classes: tuple[str, ...]
+    specification: ImageSpec
+    decision: Decision | None
+    engine: Engine
+
+    @classmethod
+    def load(cls, place: str | os.PathLike[str]) -> Classifier:
+        """Open a run or an export; raises a FieldmarkError for anything else."""
+        from fieldmark.run import open_run
+        from fieldmark.trained import Trained, softmax
+
+        run = open_run(place)
+        trained = Trained.load(run)
+        return cls(
+            place=run.folder,
+            backend="keras",
+            classes=trained.classes,
+            specification=trained.specification,
+            decision=run.read_decision(),
+            engine=lambda squares: softmax(trained.of(squares)),
+        )
+
+    def square(self, content: bytes) -> NDArray[np.uint8]:
+        """Return what the network sees of a photo; raises an UnreadableImage with the reason."""
+        return images.read(content, self.specification)
+
+    def answers(self, squares: NDArray[np.uint8]) -> list[Answer]:
+        """Return an answer for each square, (n, size, size, 3)."""
+        found = self.engine(squares)
+        if self.decision is None:
+            calm, certain = found, np.ones(len(found), bool)
+        else:
+            calm, certain = self.decision.calibrated(found), self.decision.answers(found)
+        names = [self.classes[place] for place in calm.argmax(axis=1)]
+        return [
+            Answer(name if sure else None, row)
+            for name, sure, row in zip(names, certain, calm, strict=True)
+        ]
+
+    def predict(self, photos: Sequence[bytes]) -> list[Answer]:
+        """Return an answer for each photo, which is a file's content."""
+        return self.answers(np.stack([self.square(photo) for photo in photos]))
