@@ -13,11 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -128,7 +126,7 @@ def explain(
         top,
     )
     asked = [replace(each, classes=(*each.classes, *wanted)) for each in asked]
-    with replaced(place) as folder:
+    with files.replaced_folder(place, ours) as folder:
         entries = list(written(folder, asked, means))
         index = {"layer": mapper.layer, "weights_sha256": digest, "photos": entries}
         (folder / EXPLANATIONS).write_text(
@@ -493,28 +491,3 @@ def ours(place: Path) -> bool:
     return all(
         each.name in (EXPLANATIONS, SHEET) or each.name.isdecimal() for each in place.iterdir()
     )
-
-
-@contextmanager
-def replaced(place: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill; it takes `place` when the block ends without an error.
-
-    Explanations that are there go only then, and come back where the new ones cannot take over.
-    """
-    fresh = place.with_name(f".{place.name}.{os.getpid()}.new")
-    before = place.with_name(f".{place.name}.{os.getpid()}.old")
-    with files.whole_folder(fresh) as temporary, files.writing(place):
-        yield temporary
-    with files.writing(place):
-        try:
-            if ours(place):
-                place.replace(before)
-            elif place.is_dir():
-                place.rmdir()  # it is empty; not every system renames onto a folder
-            fresh.replace(place)
-        except BaseException:
-            if before.exists() and not place.exists():
-                before.replace(place)
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
-        shutil.rmtree(before, ignore_errors=True)

@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,6 +55,34 @@ def whole_folder(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def replaced_folder(path: Path, ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """Give a temporary folder to fill; it takes `path` when the block ends without an error.
+
+    What is there goes only then, and only where it is `ours`; it comes back where the new folder
+    cannot take over.
+    """
+    if not ours(path):
+        refuse_existing(path)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    before = path.with_name(f".{path.name}.{os.getpid()}.old")
+    with whole_folder(fresh) as temporary, writing(path):
+        yield temporary
+    with writing(path):
+        try:
+            if ours(path):
+                path.replace(before)
+            elif path.is_dir():
+                path.rmdir()  # it is empty; not every system renames onto a folder
+            fresh.replace(path)
+        except BaseException:
+            if before.exists() and not path.exists():
+                before.replace(path)
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def refuse_existing(path: Path) -> None:

@@ -8,19 +8,21 @@ imported.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldmark import images
+from fieldmark import engines, images
 from fieldmark.decision import Decision
+from fieldmark.engines import Engine
+from fieldmark.errors import FieldmarkError
 from fieldmark.images import ImageSpec
+from fieldmark.manifest import MANIFEST, Manifest
 
-# Squares (n, size, size, 3), 0 to 255 -> the network's own probabilities (n, c).
-Engine = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
+__all__ = ["Answer", "Classifier", "Engine"]
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,53 @@ class Classifier:
     """A trained network in whatever engine, with what it must know to answer."""
 
     place: Path  # the run or the export
-    backend: str  # "keras", "openvino", "onnx", "litert"
+    backend: str  # "keras", or what the export is for
     classes: tuple[str, ...]
     specification: ImageSpec
     decision: Decision | None
     engine: Engine
 
     @classmethod
-    def load(cls, place: str | os.PathLike[str]) -> Classifier:
-        """Open a run or an export; raises a FieldmarkError for anything else."""
-        from fieldmark.run import open_run
+    def load(cls, place: str | os.PathLike[str], *, threads: int | None = None) -> Classifier:
+        """Open a run or an export; raises a FieldmarkError for anything else.
+
+        `threads` is how many an export may compute on; without, its library takes what there is.
+        """
+        folder = Path(place)
+        if (folder / MANIFEST).is_file():
+            return cls._of_export(folder, threads)
+        if threads is not None:
+            raise FieldmarkError(
+                f"{folder} is no export, and Keras takes its threads from the whole process: "
+                "leave the number out, or `fieldmark export` the run first."
+            )
+        return cls._of_run(folder)
+
+    @classmethod
+    def _of_export(cls, folder: Path, threads: int | None) -> Classifier:
+        manifest = Manifest.read(folder)
+        manifest.verify(folder)
+        return cls(
+            place=folder,
+            backend=manifest.format,
+            classes=manifest.classes,
+            specification=manifest.specification,
+            decision=manifest.decision,
+            engine=engines.open_engine(folder, manifest, threads=threads),
+        )
+
+    @classmethod
+    def _of_run(cls, folder: Path) -> Classifier:
+        from fieldmark.run import is_run, open_run
+
+        if not is_run(folder):  # before Keras, which takes seconds, is imported
+            raise FieldmarkError(
+                f"{folder} is neither a run nor an export of one: `fieldmark train PHOTOS --out "
+                "RUN` makes the one, `fieldmark export RUN` the other."
+            )
+        run = open_run(folder)
         from fieldmark.trained import Trained, softmax
 
-        run = open_run(place)
         trained = Trained.load(run)
         return cls(
             place=run.folder,

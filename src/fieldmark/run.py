@@ -125,6 +125,11 @@ class Run:
         return self.folder / "heatmaps" / "features.npz"
 
     @property
+    def exports(self) -> Path:
+        """The folder of the exports, each a folder of its own."""
+        return self.folder / "export"
+
+    @property
     def report(self) -> Path:
         """One page with all of it."""
         return self.folder / "report.html"

@@ -1,0 +1,595 @@
+"""A run -> a network for another library, proved to answer as the run does.
+
+In: a run, and the photos that it was made from. Out: a folder with the model, `manifest.json` and
+`parity.json`; pixels from 0 to 255 go into the graph, probabilities come out, and any number of
+photos may go in at once. `Classifier.load` opens the folder, without Keras or TensorFlow where the
+format is OpenVINO's, ONNX or LiteRT's.
+
+    fieldmark export RUN --format openvino|onnx|litert|saved_model|keras [--int8]
+
+An export that answers otherwise than the run is removed, and an earlier one stays. The photos are
+only read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fieldmark import backend, engines, environment, evaluate, files, images, manifest
+from fieldmark.backend import keras
+from fieldmark.console import say
+from fieldmark.engines import ENTRY, Engine
+from fieldmark.errors import FieldmarkError
+from fieldmark.findings import wilson
+from fieldmark.manifest import MANIFEST, PARITY, Format, Manifest, Precision, Proof, Tensor
+from fieldmark.run import Run, open_run
+from fieldmark.split import Record
+from fieldmark.trained import BATCH, Trained, softmax
+
+TOLERANCE = 1e-4  # of a probability in float32; the formats come to 1e-6
+MAX_DROP = 0.01  # of the accuracy, what int8 may cost at most
+HELD_OUT = 500  # photos that both networks are asked about, at most
+CALIBRATION = 300  # training photos, of all classes alike; NNCF's own choice
+RANKED = 100  # photos by which accuracy-aware quantisation ranks what to leave in float32
+TIMED = 30  # photos, one at a time
+UNKNOWN = "unknown"  # the licence: what holds is the user's to say
+
+INPUT, OUTPUT = "pixels", "probabilities"
+KERAS_NAMES: dict[Format, str] = {"saved_model": "tf_saved_model"}  # where it has another
+SCALES = {"0..255": (1.0, 0.0), "0..1": (1 / 255, 0.0), "-1..1": (1 / 127.5, -1.0)}
+MAKERS: dict[Format, tuple[str, ...]] = {  # what a format is written with, besides Keras
+    "openvino": ("openvino",),
+    "onnx": ("onnxruntime", "onnx", "tf2onnx"),
+    "litert": ("ai_edge_litert",),
+    "saved_model": (),
+    "keras": (),
+}
+RECORDED = (
+    *("fieldmark", "keras", "tensorflow", "tensorflow-cpu", "openvino", "nncf"),
+    *("onnx", "onnxruntime", "tf2onnx", "ai-edge-litert"),
+)
+
+Squares = NDArray[np.uint8]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Held:
+    """The photos by which an export is judged, and what the run itself says of them."""
+
+    split: str
+    squares: Squares  # (n, size, size, 3), held out
+    labels: NDArray[np.int64]  # (n,)
+    odd: dict[str, Squares]  # (size, size, 3) each, by what is odd
+    reference: Floats  # (n, c)
+    odd_reference: Floats
+
+
+def export(
+    folder: str | os.PathLike[str],
+    form: Format,
+    *,
+    int8: bool = False,
+    max_drop: float = MAX_DROP,
+    licence: str = UNKNOWN,
+    out: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Export a run and return the folder of it, which takes the place of an earlier one.
+
+    `max_drop` is the share of held-out photos that int8 may get wrong more than the run. Raises a
+    FieldmarkError where something is missing, and where the export does not answer as the run does;
+    nothing is left of it then.
+    """
+    refuse_asked(form, int8=int8, max_drop=max_drop)
+    run = open_run(folder)
+    precision: Precision = "int8" if int8 else "float32"
+    place = Path(out) if out is not None else run.exports / (f"{form}-int8" if int8 else form)
+    refuse_place(place, run, form, precision)
+    trained = Trained.load(run)
+    held = photos_of(run, trained)
+    with files.replaced_folder(place, lambda path: ours(path, form, precision)) as fresh:
+        say(f"Writing {form}, {precision}")
+        facts = facts_of(run, trained, licence)
+        if int8:
+            write_int8(fresh, run, trained, held=held, facts=facts, max_drop=max_drop)
+        else:
+            WRITE[form](fresh, complete(trained), facts)
+        draft = described(fresh, run, trained, form=form, precision=precision, licence=licence)
+        report = {
+            "format": form,
+            "precision": precision,
+            **compared(engines.open_engine(fresh, draft), trained, held),
+            "bytes": sum(content.bytes for content in draft.files.values()),
+        }
+        refuse_unequal(report, place, max_drop if int8 else None)
+        final = draft.model_copy(update={"parity": proof(report)})
+        (fresh / PARITY).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (fresh / MANIFEST).write_text(final.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    say(sentence(report))
+    say(f"Export: {place}")
+    return place
+
+
+def facts_of(run: Run, trained: Trained, licence: str) -> dict[str, str]:
+    """Return what goes into the model itself, where its format has a place for it."""
+    decision = run.read_decision()
+    return {
+        "classes": json.dumps(trained.classes, ensure_ascii=False),
+        "specification": trained.specification.model_dump_json(),
+        "decision": decision.model_dump_json() if decision else "null",
+        "licence": licence,
+        "weights_sha256": manifest.sha256_of(run.best),
+    }
+
+
+def described(
+    folder: Path, run: Run, trained: Trained, *, form: Format, precision: Precision, licence: str
+) -> Manifest:
+    """Return the manifest of the files in a folder, with nothing proved yet."""
+    side = trained.specification.size
+    return Manifest(
+        format=form,
+        precision=precision,
+        classes=trained.classes,
+        specification=trained.specification,
+        decision=run.read_decision(),
+        input=Tensor(name=INPUT, type="uint8", shape=(None, side, side, 3)),
+        output=Tensor(name=OUTPUT, type="float32", shape=(None, len(trained.classes))),
+        licence=licence,
+        weights_sha256=manifest.sha256_of(run.best),
+        made_with={name: v for name in RECORDED if (v := environment.installed(name))},
+        files=manifest.contents(folder),
+        parity=Proof(photos=0, largest_difference=0, agreement=None),
+    )
+
+
+# ---- what is refused before anything is done ----------------------------------------------------
+
+
+def refuse_asked(form: Format, *, int8: bool, max_drop: float) -> None:
+    """Raise for what cannot be had, and for packages that are not installed."""
+    if form not in manifest.FORMATS:
+        raise FieldmarkError(
+            f"There is no format {form!r}: name one of {', '.join(manifest.FORMATS)}."
+        )
+    if int8 and form != "openvino":
+        raise FieldmarkError(
+            f"There is no int8 for {form}: its accuracy and its gain are proved for openvino only, "
+            "so name that, or leave int8 out."
+        )
+    if not 0 <= max_drop < 1:
+        raise FieldmarkError(f"A drop of {max_drop:g} is no share: give 0 or more, below 1.")
+    if form != "keras" and backend.name != "tensorflow":
+        raise FieldmarkError(
+            f"Keras computes with {backend.name}, and an export is written with TensorFlow: set "
+            "KERAS_BACKEND=tensorflow, whatever the run was trained with."
+        )
+    for package in (*MAKERS[form], *(("nncf",) if int8 else ())):
+        extra = engines.PACKAGE[form][1]
+        backend.require(package, extra=extra, why=f"The export for {form} needs {package}")
+
+
+def refuse_place(place: Path, run: Run, form: Format, precision: Precision) -> None:
+    """Raise where the export would be among photos, or over something else."""
+    source = run.read_source()
+    files.refuse_among(place, [source] if source.is_dir() else [])
+    if not ours(place, form, precision):
+        files.refuse_existing(place)
+
+
+def ours(place: Path, form: Format, precision: Precision) -> bool:
+    """Tell whether a folder holds an export of the same kind, so that it may be replaced."""
+    if place.is_symlink() or not (place / MANIFEST).is_file():
+        return False
+    try:
+        found = Manifest.read(place)
+    except FieldmarkError:
+        return False
+    names = {MANIFEST, PARITY, manifest.BENCH, *(Path(name).parts[0] for name in found.files)}
+    same = (found.format, found.precision) == (form, precision)
+    return same and all(each.name in names for each in place.iterdir())
+
+
+# ---- the photos ---------------------------------------------------------------------------------
+
+
+def photos_of(run: Run, trained: Trained) -> Held:
+    """Return the photos to judge by: validation photos, test ones where there are none."""
+    rows = evaluate.own(run)
+    split = next((name for name in evaluate.HELD_OUT if any(r.split == name for r in rows)), "")
+    rows = [row for row in rows if row.split == split]
+    chosen = np.random.default_rng(0).permutation(len(rows))[:HELD_OUT]
+    rows = [rows[place] for place in sorted(chosen)]
+    squares = trained.squares([run.photo(row.path) for row in rows])
+    odd = {
+        name: images.read(content, trained.specification) for name, content in odd_photos().items()
+    }
+    reference = answered(of_run(trained), squares)
+    return Held(
+        split=split,
+        squares=squares,
+        labels=np.array([trained.classes.index(row.label) for row in rows], np.int64),
+        odd=odd,
+        reference=reference,
+        odd_reference=answered(of_run(trained), np.stack([*odd.values()])),
+    )
+
+
+def odd_photos() -> dict[str, bytes]:
+    """Paint photos of the kinds that are read in other ways than most, each a file's content."""
+    y, x = np.mgrid[0:60, 0:80]
+    waves = np.stack([x * 3, y * 4, (x + y) * 16 % 256], axis=-1).astype(np.uint8)  # (60, 80, 3)
+    colour = Image.fromarray(waves)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the orientation: to be turned by 90 degrees
+    sheer = colour.copy()
+    sheer.putalpha(Image.fromarray((x * 3).astype(np.uint8)))
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return {
+        "grey": _file(colour.convert("L"), "JPEG"),
+        "16 bits": _file(Image.fromarray((x * 800).astype(np.uint16)), "PNG"),
+        "CMYK": _file(colour.convert("CMYK"), "JPEG"),
+        "turned by EXIF": _file(colour, "JPEG", exif=turned),
+        "palette": _file(colour.quantize(16), "GIF"),
+        "half transparent": _file(sheer, "PNG"),
+        "one pixel": _file(colour.crop((40, 30, 41, 31)), "PNG"),
+        "a strip": _file(colour.resize((2000, 3)), "PNG"),
+        "4000 by 3000": _file(colour.resize((4000, 3000)), "JPEG"),
+        "black": _file(Image.new("RGB", (64, 64)), "PNG"),
+        "white": _file(Image.new("RGB", (64, 64), "white"), "PNG"),
+        "noise": _file(Image.fromarray(noise), "PNG"),
+    }
+
+
+def _file(image: Image.Image, form: str, **options: Any) -> bytes:
+    content = io.BytesIO()
+    image.save(content, form, **options)
+    return content.getvalue()
+
+
+def balanced(records: Sequence[Record], count: int) -> list[Record]:
+    """Choose so many records, of each class as many as of the others, as far as there are."""
+    order = np.random.default_rng(0).permutation(len(records))
+    classes: dict[str, list[Record]] = {}
+    for place in order:
+        classes.setdefault(records[place].label, []).append(records[place])
+    turns = chain.from_iterable(zip_longest(*(classes[name] for name in sorted(classes))))
+    return [record for record in turns if record is not None][:count]
+
+
+# ---- the graph ----------------------------------------------------------------------------------
+
+
+def complete(trained: Trained) -> Any:
+    """Return the network between a layer that scales pixels and one that makes probabilities."""
+    side, scaling = trained.specification.size, SCALES[trained.specification.scaling]
+    pixels = keras.Input((side, side, 3), dtype="uint8", name=INPUT)
+    scaled = keras.layers.Rescaling(*scaling, dtype="float32", name="scaling")(pixels)
+    logits = trained.network(scaled)
+    answers = keras.layers.Softmax(dtype="float32", name=OUTPUT)(logits)
+    return keras.Model(pixels, answers, name="fieldmark")
+
+
+def converted(network: Any, place: Path, form: Format) -> None:
+    """Have Keras write a network; its converters warn of their own affairs."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        network(np.zeros((1, *network.input.shape[1:]), np.uint8))  # ONNX wants it called once
+        network.export(str(place), format=KERAS_NAMES.get(form, form), verbose=False)
+
+
+def write_plain(folder: Path, network: Any, _: dict[str, str], *, form: Format) -> None:
+    """Write a format that has no place for facts."""
+    converted(network, folder / ENTRY[form], form)
+
+
+def write_keras(folder: Path, network: Any, _: dict[str, str]) -> None:
+    """Write Keras' own format, which loads on every backend."""
+    network.save(folder / ENTRY["keras"])
+
+
+def write_onnx(folder: Path, network: Any, facts: dict[str, str]) -> None:
+    """Write ONNX, with names for its ends, and the facts in the model."""
+    import onnx
+
+    place = folder / ENTRY["onnx"]
+    converted(network, place, "onnx")
+    model = onnx.load(str(place))
+    for port, name in ((model.graph.input[0], INPUT), (model.graph.output[0], OUTPUT)):
+        renamed(model.graph, port, name)
+        port.type.tensor_type.shape.dim[0].dim_param = "photos"
+    onnx.helper.set_model_props(model, facts)
+    model.producer_name = "fieldmark"
+    onnx.checker.check_model(model)
+    onnx.save(model, str(place))
+
+
+def renamed(graph: Any, port: Any, name: str) -> None:
+    """Give an end of an ONNX graph another name, wherever it is used."""
+    for node in graph.node:
+        for ends in (node.input, node.output):
+            for place, end in enumerate(ends):
+                if end == port.name:
+                    ends[place] = name
+    port.name = name
+
+
+def write_openvino(folder: Path, network: Any, facts: dict[str, str]) -> None:
+    """Write OpenVINO's format in float32, with the facts in the model."""
+    with openvino_model(network) as model:
+        save_openvino(folder, model, facts)
+
+
+@contextmanager
+def openvino_model(network: Any) -> Iterator[Any]:
+    """Give the network as OpenVINO's model; its weights lie in a file until the block ends."""
+    library = engines.openvino()
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary) / ENTRY["openvino"]
+        converted(network, place, "openvino")
+        model = library.Core().read_model(place)
+        model.input(0).get_tensor().set_names({INPUT})
+        model.output(0).get_tensor().set_names({OUTPUT})
+        yield model
+
+
+def save_openvino(folder: Path, model: Any, facts: dict[str, str]) -> None:
+    """Write an OpenVINO model with the facts in it."""
+    for name, fact in facts.items():
+        model.set_rt_info(fact, ["fieldmark", name])
+    # Else the weights are rounded to float16.
+    engines.openvino().save_model(model, folder / ENTRY["openvino"], compress_to_fp16=False)
+
+
+Writer = Callable[[Path, Any, dict[str, str]], None]
+WRITE: dict[Format, Writer] = {
+    "openvino": write_openvino,
+    "onnx": write_onnx,
+    "litert": lambda *what: write_plain(*what, form="litert"),
+    "saved_model": lambda *what: write_plain(*what, form="saved_model"),
+    "keras": write_keras,
+}
+
+
+# ---- int8 ---------------------------------------------------------------------------------------
+
+
+def write_int8(
+    folder: Path,
+    run: Run,
+    trained: Trained,
+    *,
+    held: Held,
+    facts: dict[str, str],
+    max_drop: float,
+) -> None:
+    """Write OpenVINO's format in int8, calibrated on training photos.
+
+    Where that costs more accuracy than it may, those layers stay in float32 that cost most of it
+    (NNCF's accuracy-aware quantisation), found on the held-out photos.
+    """
+    if not len(held.squares):
+        raise FieldmarkError(
+            f"{run.folder} holds no photos out to see what int8 costs: export it without."
+        )
+    chosen = balanced([r for r in run.read_split() if r.split == "training"], CALIBRATION)
+    squares = trained.squares([run.photo(r.path) for r in chosen], description="Calibration")
+    with openvino_model(complete(trained)) as model:
+        small = quantised(model, squares)
+        engine = engines.finished(engines.compiled(small, None), len(trained.classes))
+        lost = accuracies(answered(engine, held.squares), held)["drop"]
+        if lost["value"] > max_drop:
+            say(f"All in int8, it costs {in_points(lost)}: looking for what to leave in float32")
+            small = quantised(model, squares, held=held, max_drop=max_drop)
+        save_openvino(folder, small, facts)
+
+
+def quantised(
+    model: Any, squares: Squares, *, held: Held | None = None, max_drop: float = MAX_DROP
+) -> Any:
+    """Return an OpenVINO model in int8; with photos held out, as far as the drop allows."""
+    engines.openvino()
+    # NNCF draws bars of its own, and prints what could be done next.
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        import nncf
+
+        nncf.set_log_level("ERROR")
+        calibration = nncf.Dataset(singly(squares))
+        common = {
+            "preset": nncf.QuantizationPreset.PERFORMANCE,
+            "fast_bias_correction": True,
+            "subset_size": len(squares),
+        }
+        if held is None:
+            return nncf.quantize(model, calibration, **common)
+        pairs = [*zip(singly(held.squares), held.labels.tolist(), strict=True)]
+        return nncf.quantize_with_accuracy_control(
+            model,
+            calibration,
+            nncf.Dataset(pairs, first),
+            validated,
+            max_drop=max_drop,
+            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+                ranking_subset_size=RANKED
+            ),
+            **common,
+        )
+
+
+def singly(squares: Squares) -> list[Squares]:
+    """Return each square as a batch of its own, (1, size, size, 3)."""
+    return [square[None] for square in squares]
+
+
+def first(pair: tuple[Squares, int]) -> Squares:
+    """Return what goes into the network of a photo and its label."""
+    return pair[0]
+
+
+def validated(model: Any, pairs: Iterable[tuple[Squares, int]]) -> tuple[float, list[float]]:
+    """Return a compiled model's accuracy and whether it is right about each photo."""
+    right = [float(np.argmax(model(square)[0]) == label) for square, label in pairs]
+    return float(np.mean(right)), right
+
+
+# ---- is it equal? -------------------------------------------------------------------------------
+
+
+def of_run(trained: Trained) -> Engine:
+    """Return the run's own network as an engine."""
+    return lambda squares: softmax(trained.of(squares))
+
+
+def answered(engine: Engine, squares: Squares) -> Floats:
+    """Return an engine's probabilities, asked in batches."""
+    parts = [engine(squares[at : at + BATCH]) for at in range(0, len(squares), BATCH)]
+    return np.concatenate(parts) if parts else engine(squares)
+
+
+def compared(engine: Engine, trained: Trained, held: Held) -> dict[str, Any]:
+    """Return what an export says of the photos beside what the run says; JSON-able."""
+    found = answered(engine, held.squares)
+    odd = answered(engine, np.stack([*held.odd.values()]))
+    alone = np.concatenate([engine(square[None]) for square in held.odd.values()])
+    differences = np.maximum(abs(odd - held.odd_reference), abs(alone - held.odd_reference))
+    same = odd.argmax(axis=1) == held.odd_reference.argmax(axis=1)
+    return {
+        "held_out": {
+            "split": held.split,
+            "n": len(found),
+            "largest_difference": largest(found - held.reference),
+            "agreement": share(found.argmax(axis=1) == held.reference.argmax(axis=1)),
+            **accuracies(found, held),
+        },
+        "odd": {
+            "n": len(odd),
+            "largest_difference": largest(differences),
+            "agreement": share(same),
+            "photos": dict(zip(held.odd, map(largest, differences), strict=True)),
+        },
+        "latency": latencies(engine, trained, held),
+    }
+
+
+def largest(differences: Floats) -> float:
+    """Return the largest difference; what is no number is as far off as can be."""
+    return float(np.nan_to_num(abs(differences), nan=1.0).max(initial=0.0))
+
+
+def share(true: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the share of photos for which something is true, with Wilson's interval."""
+    if not len(true):
+        return {"value": None, "low": None, "high": None, "n": 0, "interval": "wilson"}
+    value = float(true.mean())
+    low, high = wilson(value, len(true))
+    # Rounding may put the end of the interval of all, or of none, on the wrong side.
+    bounds = {"low": max(min(low, value), 0.0), "high": min(max(high, value), 1.0)}
+    return {"value": value, **bounds, "n": len(true), "interval": "wilson"}
+
+
+def accuracies(found: Floats, held: Held) -> dict[str, Any]:
+    """Return the accuracy of run and export, and what the export loses."""
+    mine, its = (each.argmax(axis=1) == held.labels for each in (held.reference, found))
+    return {"accuracy": {"run": share(mine), "export": share(its)}, "drop": drop(mine, its)}
+
+
+def drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the share of photos lost, of the same photos before and after, with its interval.
+
+    Agresti and Min (2005), "Simple improved confidence intervals for comparing matched
+    proportions": Wald's interval after half a photo was added to each of the four cells.
+    """
+    if not len(before):
+        return {"value": None, "low": None, "high": None, "n": 0, "interval": "agresti-min"}
+    lost, won = float((before & ~after).sum()), float((after & ~before).sum())
+    count, more, fewer = len(before) + 2, lost + 0.5, won + 0.5
+    middle = (more - fewer) / count
+    half = 1.96 * np.sqrt((more + fewer) - (more - fewer) ** 2 / count) / count
+    return {
+        "value": (lost - won) / len(before),
+        "low": float(max(middle - half, -1)),
+        "high": float(min(middle + half, 1)),
+        "n": len(before),
+        "interval": "agresti-min",
+    }
+
+
+def latencies(engine: Engine, trained: Trained, held: Held) -> dict[str, Any]:
+    """Time one square at a time, run and export by turns; milliseconds, the middle of all."""
+    squares = singly(held.squares[:TIMED]) or singly(np.stack([*held.odd.values()]))
+    both = {"run": of_run(trained), "export": engine}
+    taken: dict[str, list[float]] = {name: [] for name in both}
+    for square in squares:
+        for name, each in both.items():
+            each(square)  # after the other's turn the caches are the other's
+            begun = time.perf_counter()
+            each(square)
+            taken[name].append(1000 * (time.perf_counter() - begun))
+    return {
+        "n": len(squares),
+        **{f"{name}_p50_ms": round(float(np.median(times)), 3) for name, times in taken.items()},
+    }
+
+
+def refuse_unequal(report: dict[str, Any], place: Path, max_drop: float | None) -> None:
+    """Raise where an export does not answer as the run does; `max_drop` for int8, else none."""
+    of, odd = report["held_out"], report["odd"]
+    if max_drop is None:
+        worst = max(of["largest_difference"], odd["largest_difference"])
+        if not worst <= TOLERANCE:
+            named = max(odd["photos"], key=odd["photos"].__getitem__)
+            where = (
+                f"the odd photo {named!r}" if odd["largest_difference"] == worst else of["split"]
+            )
+            raise FieldmarkError(
+                f"The export for {report['format']} answers otherwise than the run: probabilities "
+                f"differ by {worst:.2g} on {where}, {TOLERANCE:g} is allowed; {place} was not "
+                "written, so take another format."
+            )
+    elif not of["drop"]["value"] <= max_drop:
+        raise FieldmarkError(
+            f"int8 costs {in_points(of['drop'])} of the accuracy, {max_drop:.1%} is allowed; "
+            f"{place} was not written, so allow more with --max-drop, or export in float32."
+        )
+
+
+def proof(report: dict[str, Any]) -> Proof:
+    """Return a report in short."""
+    of, odd = report["held_out"], report["odd"]
+    return Proof(
+        photos=of["n"],
+        largest_difference=max(of["largest_difference"], odd["largest_difference"]),
+        agreement=of["agreement"]["value"],
+    )
+
+
+def in_points(figure: dict[str, Any]) -> str:
+    """Write a drop for people."""
+    return f"{figure['value']:.1%} ({figure['low']:.1%} to {figure['high']:.1%}, n = {figure['n']})"
+
+
+def sentence(report: dict[str, Any]) -> str:
+    """Say what the comparison came to."""
+    of, odd, took = report["held_out"], report["odd"], report["latency"]
+    parts = [f"probabilities differ by at most {of['largest_difference']:.1g} on {of['n']} photos"]
+    parts += [f"{odd['largest_difference']:.1g} on {odd['n']} odd ones"]
+    if report["precision"] == "int8" and of["n"]:
+        parts += [f"the accuracy drops by {in_points(of['drop'])}"]
+    parts += [f"one photo {took['export_p50_ms']:.1f} ms, by the run {took['run_p50_ms']:.1f} ms"]
+    return "Compared with the run: " + "; ".join(parts) + f"; {report['bytes'] / 1e6:.1f} MB."
