@@ -115,7 +115,7 @@ def list_photos(source: str | os.PathLike[str]) -> Photos:
     `train`, `val` and `test`. Raises a `FieldmarkError` where there are not two classes.
     """
     root = Path(source)
-    return _from_csv(root) if stat.S_ISREG(_mode(root)) else _from_folder(root)
+    return _from_csv(root) if stat.S_ISREG(mode_of(root)) else _from_folder(root)
 
 
 def list_loose(folder: str | os.PathLike[str]) -> Photos:
@@ -151,7 +151,7 @@ def list_article(folder: str | os.PathLike[str], *, instead: str = INSTEAD) -> P
     a split into folders, which Keras would take for classes; it says what to do `instead`.
     """
     root = Path(folder)
-    if stat.S_ISREG(_mode(root)):
+    if stat.S_ISREG(mode_of(root)):
         raise FieldmarkError(
             f"{root} cannot be read as a folder, and the article's reader and Keras' split read "
             f"folders only: {instead}."
@@ -177,7 +177,7 @@ def list_article(folder: str | os.PathLike[str], *, instead: str = INSTEAD) -> P
         )
     _refuse_unusable(root, files, photos)
     _refuse_unwritable(root, [*names, *paths])
-    loose = sorted(entry.name for entry in root.iterdir() if stat.S_ISREG(_mode(entry)))
+    loose = sorted(entry.name for entry in root.iterdir() if stat.S_ISREG(mode_of(entry)))
     apart = {*paths, *(each.path for each in special)}
     others = [f"{name}/{file}" for name in names for file in sorted(files[name])]
     return Photos(
@@ -195,7 +195,7 @@ def list_article(folder: str | os.PathLike[str], *, instead: str = INSTEAD) -> P
             ),
         ),
         linked=tuple(
-            path for path in (*names, *paths) if stat.S_ISLNK(_mode(root / path, follow=False))
+            path for path in (*names, *paths) if stat.S_ISLNK(mode_of(root / path, follow=False))
         ),
     )
 
@@ -208,7 +208,7 @@ def reserved(photos: Photos, source: str | os.PathLike[str]) -> tuple[Path, ...]
     """
     own = _real(photos.folder)
     places = {own}
-    if stat.S_ISREG(_mode(Path(source))):
+    if stat.S_ISREG(mode_of(Path(source))):
         folders = {path.rpartition("/")[0] for path in photos.paths}
         places = {_real(photos.folder / folder) for folder in folders} - {own}
     places |= {_real(photos.folder / path) for path in photos.linked}
@@ -370,7 +370,7 @@ def _followed(survey: _Survey, others: Iterable[LeftOut]) -> tuple[str, ...]:
 def _survey(root: Path) -> _Survey:
     """Walk through a folder; each folder is entered once, links to folders after all others."""
     survey = _Survey()
-    around = {_identity(above) for above in root.resolve().parents}
+    around = {identity_of(above) for above in root.resolve().parents}
     entered: dict[tuple[int, int], str] = {}
     pending, links = [""], list[str]()  # the links are a heap: their names decide the order
     _entries(root)  # of all folders this is the one that must be open
@@ -378,7 +378,7 @@ def _survey(root: Path) -> _Survey:
         by_link = not pending
         place = heapq.heappop(links) if by_link else pending.pop()
         try:
-            identity, entries = _identity(root / place), _scan(root / place)
+            identity, entries = identity_of(root / place), _scan(root / place)
         except OSError as error:
             why = f"cannot be opened ({error.strerror})"
             survey.left_out.append(LeftOut(f"{place}/", "unreadable", why))
@@ -412,14 +412,14 @@ def _enter(
     for entry in entries:
         path = f"{place}/{entry.name}" if place else entry.name
         real_folder = entry.is_dir(follow_symlinks=False)
-        if aside := _aside(entry.name, real_folder):
+        if aside := why_aside(entry.name, real_folder):
             if real_folder:
                 survey.left_out += _below(root, path, *aside)
             else:
                 survey.left_out.append(LeftOut(path, *aside))
         elif real_folder:
             folders.append(path)
-        elif entry.is_symlink() and stat.S_ISDIR(_mode(Path(entry.path))):
+        elif entry.is_symlink() and stat.S_ISDIR(mode_of(Path(entry.path))):
             links.append(path)
         else:
             survey.files.append(path)
@@ -428,7 +428,7 @@ def _enter(
     return folders, links
 
 
-def _aside(name: str, folder: bool) -> tuple[Kind, str] | None:
+def why_aside(name: str, folder: bool) -> tuple[Kind, str] | None:
     """Say why a file or a folder of this name is not looked into; none: it is."""
     small = name.casefold()
     if folder and small in SYSTEM_FOLDERS:
@@ -475,17 +475,17 @@ def _examine(folder: Path, path: str) -> LeftOut | None:
             return LeftOut(path, "skipped", "is a link that leads nowhere")
         return LeftOut(path, "unreadable", f"cannot be opened ({error.strerror})")
     suffix = _suffix(path)
-    if why := _strange(head, suffix):
+    if why := why_strange(head, suffix):
         return LeftOut(path, "unreadable" if suffix in NAMED_PHOTO else "skipped", why)
     return None
 
 
 def _special(path: Path) -> str:
     """Say why what lies there is not opened, that it is a pipe for one; nothing: it may be."""
-    return SPECIAL.get(stat.S_IFMT(_mode(path)), "")
+    return SPECIAL.get(stat.S_IFMT(mode_of(path)), "")
 
 
-def _mode(path: Path, *, follow: bool = True) -> int:
+def mode_of(path: Path, *, follow: bool = True) -> int:
     """Return what `stat` says a path is; 0 where it says nothing: who opens it learns why."""
     try:
         return path.stat(follow_symlinks=follow).st_mode
@@ -493,7 +493,7 @@ def _mode(path: Path, *, follow: bool = True) -> int:
         return 0
 
 
-def _strange(head: bytes, suffix: str) -> str:
+def why_strange(head: bytes, suffix: str) -> str:
     """Say why what begins so and has this extension is no photo; nothing: it is one."""
     if suffix in RAW:
         return "is a camera's raw file: export it as JPEG"
@@ -680,7 +680,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         ) from error
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def identity_of(folder: Path) -> tuple[int, int]:
     """Return what tells a folder from all others, whatever the path to it."""
     facts = folder.stat()
     return facts.st_dev, facts.st_ino
@@ -752,7 +752,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _is_class(entry: os.DirEntry[str]) -> bool:
-    return stat.S_ISDIR(_mode(Path(entry.path))) and not entry.name.startswith(".")
+    return stat.S_ISDIR(mode_of(Path(entry.path))) and not entry.name.startswith(".")
 
 
 def _files(folder: Path) -> list[str]:
