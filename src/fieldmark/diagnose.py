@@ -148,6 +148,7 @@ def diagnose(folder: str | os.PathLike[str]) -> tuple[Finding, ...]:
 class Shown:
     """Some photos as the network sees them."""
 
+    paths: tuple[str, ...]  # n, as in the split
     squares: NDArray[np.uint8]  # (n, size, size, 3)
     labels: NDArray[np.int64]  # (n,)
 
@@ -237,10 +238,11 @@ class Case:
         """Read photos of one side of the split, drawn at random where there are many."""
         rows = [row for row in self.records if row.split == part]
         chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:SAMPLE])
-        number = {name: i for i, name in enumerate(self.classifier.classes)}
+        rows = [rows[i] for i in chosen]
         return Shown(
-            self.classifier.squares([self.run.photo(rows[i].path) for i in chosen]),
-            np.array([number[rows[i].label] for i in chosen], np.int64),
+            tuple(row.path for row in rows),
+            self.classifier.squares([self.run.photo(row.path) for row in rows]),
+            np.array([self.classifier.classes.index(row.label) for row in rows], np.int64),
         )
 
     def answers(self, shown: Shown, specification: ImageSpec | None = None) -> Answers:
@@ -660,12 +662,15 @@ def label_errors(case: Case) -> Finding:
     # Labels of training photos were learned, right or wrong. Of those that were not, hard photos
     # are contradicted as well, but then the network is mostly unsure where it is wrong.
     mistakes = round((1 - case.held_out.accuracy) * len(theirs))
+    paths = np.array([*case.training.paths, *case.validation.paths])[wrong][::-1]
+    such = f": {', '.join(paths[:3])}{' and others' * (len(paths) > 3)}" if len(paths) else ""
     share = float(theirs.mean())
     many = share > MISLABELLED and theirs.sum() >= MOSTLY * mistakes
     return Finding(
         "label errors",
         f"the other photos contradict {theirs.sum()} of {len(theirs)} labels of validation photos, "
-        f"of which {mistakes} are called wrong, and {ours.sum()} of {len(ours)} of training photos",
+        f"of which {mistakes} are called wrong, and {ours.sum()} of {len(ours)} of training "
+        f"photos{such}",
         f"{MISLABELLED:.0%} of the validation photos, or fewer than two of three mistakes",
         "fault" if many else "note" if wrong.any() else "fine",
         "look at the photos that are called wrong, and put those right that lie in a wrong folder",
