@@ -15,7 +15,10 @@ from conftest import ROOT, TINY, Command
 from fieldmark import cli
 from fieldmark.recipe import ARTICLE, Recipe, named
 
-COMMANDS = ["cache", "check", "draw", "network", "recipe", "split", "train"]
+COMMANDS = [
+    *("bench", "cache", "check", "compare", "diagnose", "draw", "evaluate", "explain", "export"),
+    *("network", "predict", "recipe", "report", "serve", "split", "train"),
+]
 
 
 def test_every_command_has_help_with_an_example_and_a_page(fieldmark: Command) -> None:

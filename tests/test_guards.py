@@ -15,17 +15,18 @@ RANKS = (
     ("errors",),
     ("console", "files", "locks"),
     ("backend", "recipe", "plots", "brush", "anatomy", "formats", "tables", "threads", "state"),
-    ("decision", "predictions"),
-    ("article", "resnet_v2", "bit", "weights", "kernels", "environment"),
+    ("decision", "predictions", "sorting"),
+    ("article", "resnet_v2", "bit", "weights", "kernels", "environment", "ledger"),
     ("species", "scenery", "svg", "images", "data"),
     ("network", "draw", "augment", "cache", "duplicates", "quality", "strata"),
-    ("batches", "split", "findings"),
-    ("run", "sheet", "inference", "metrics"),
+    ("batches", "split", "findings", "manifest", "sources"),
+    ("run", "sheet", "inference", "metrics", "engines"),
     ("check", "features", "loop", "rule", "trained", "heatmaps", "compare", "contents", "trackers"),
     ("reproduction", "evaluate", "explain", "predict", "charts"),
-    ("feed", "report"),
-    ("train",),
-    ("diagnose",),
+    ("feed", "report", "answers", "stopwatch", "export", "service"),
+    ("train", "bench", "uploads", "tensors"),
+    ("diagnose", "endpoints"),
+    ("serve",),
     ("cli",),
     ("__main__",),
 )
@@ -61,6 +62,7 @@ def test_the_package_and_its_help_load_nothing_heavy(words: str) -> None:
     heavy = {"keras", "tensorflow", "jax", "torch", "matplotlib", "sklearn", "scipy", "PIL"}
     heavy |= {"fastapi", "starlette", "uvicorn", "grain", "imagehash", "jinja2"}
     heavy |= {"tensorboard", "mlflow", "sqlalchemy", "cleanlab", "pandas"}
+    heavy |= {"openvino", "onnxruntime", "nncf"}
     code = f"import sys\ntry:\n    {words}\nfinally:\n    print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     loaded = set(done.stdout.splitlines()[-1].split())

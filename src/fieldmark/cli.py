@@ -27,7 +27,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 TERMINATED = 143  # 128 + SIGTERM
 EXIT_CODES = (
     f"Exit codes: 0 done; {BAD_INPUT} bad input, one sentence says what; "
-    f"{INTERRUPTED} stopped by Ctrl-C; 1 `check --strict` found something, or a mistake of ours, "
+    f"{INTERRUPTED} stopped by Ctrl-C; 1 `--strict` found something, or a mistake of ours, "
     "with a traceback."
 )
 
@@ -404,6 +404,135 @@ def report(
 
     place = reporter.write_card(run, out=out) if card else reporter.write(run, out=out)
     console.say(f"{'Card' if card else 'Report'}: {place}")
+
+
+@app.command(help_epilogue="Example: `fieldmark export runs/first --format openvino --int8`")
+def export(
+    run: Place,
+    /,
+    *,
+    format: Literal["openvino", "onnx", "litert", "saved_model", "keras"] = "openvino",  # noqa: A002 - the flag's name
+    int8: Annotated[bool, Parameter(negative=())] = False,
+    max_drop: float = 0.01,
+    licence: str = "unknown",
+    out: Place | None = None,
+) -> None:
+    """Write a run's network for another library, proved to answer as the run does.
+
+    Parameters
+    ----------
+    run
+        The run folder. Its photos are to be where they were: the proof is made on them.
+    format
+        `openvino` is the quickest on most processors; `onnx` and `litert` go nearly anywhere;
+        `saved_model` is TensorFlow's, `keras` plain Keras with scaling and softmax inside.
+    int8
+        Compute in whole numbers of 8 bits, calibrated on training photos: several times as fast.
+    max_drop
+        Share of the held-out photos that int8 may get wrong more often than the run does.
+    licence
+        What others may do with the model; written beside it.
+    out
+        The folder to write, in place of one in the run.
+    """
+    from fieldmark.export import export as write
+
+    write(run, format, int8=int8, max_drop=max_drop, licence=licence, out=out)
+
+
+@app.command(help_epilogue="Example: `fieldmark predict runs/first photos --csv answers.csv`")
+def predict(
+    model: Place,
+    /,
+    *photos: Annotated[Path, Parameter(converter=_path, allow_leading_hyphen=True)],
+    csv: Place | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+    top: Whole = 3,
+    sort_into: Place | None = None,
+    sort_as: Literal["copy", "symlink", "hardlink"] = "copy",
+    strict: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Say what is on photos, as many as there are.
+
+    Parameters
+    ----------
+    model
+        A run, or an export of one, which needs no Keras.
+    photos
+        Photos, folders of them, or `-` for a list on standard input: a path a line, or separated
+        by NUL. They are only read.
+    csv
+        Write a row a photo into this file. One that exists is gone on with: photos that are in it
+        are left as they are.
+    json
+        Print a line of JSON a photo.
+    top
+        How many classes are named for a photo.
+    sort_into
+        Copy each photo into a folder for its class, in this one; none is moved.
+    sort_as
+        Link the photos there in place of copying them.
+    strict
+        Exit with 1 where a photo could not be read.
+    """
+    from fieldmark.answers import predict as answer
+
+    account = answer(
+        model, photos, csv=csv, as_json=json, top=top, sort_into=sort_into, sort_as=sort_as
+    )
+    print(account, file=sys.stderr if json else sys.stdout)
+    if strict and account.unreadable:
+        sys.exit(FOUND)
+
+
+@app.command(help_epilogue="Example: `fieldmark bench runs/first`")
+def bench(model: Place, /, *photos: Place, rounds: Whole = 10) -> None:
+    """Measure how fast a model answers on this machine, and each export of a run beside it.
+
+    Parameters
+    ----------
+    model
+        A run with its exports, or one export, into which `bench.json` is written.
+    photos
+        Photos to measure with. Without any: some that the run held out, or drawn ones.
+    rounds
+        How often all models take their turn. The last line printed is JSON.
+    """
+    from json import dumps
+
+    from fieldmark.bench import bench as measure
+    from fieldmark.bench import table
+
+    found = measure(model, photos, rounds=rounds)
+    print(table(found))
+    print(dumps(found, ensure_ascii=False))
+
+
+@app.command(help_epilogue="Example: `fieldmark serve runs/first/export/openvino-int8`")
+def serve(
+    model: Place,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: Whole = 8000,
+    name: str = "fieldmark",
+) -> None:
+    """Answer photos over HTTP, and show a page for them, until Ctrl-C or SIGTERM.
+
+    Parameters
+    ----------
+    model
+        A run, or an export of one. SIGHUP lets what lies there by then take over.
+    host
+        The address to listen at; `0.0.0.0` lets other machines in.
+    port
+        The port to listen at.
+    name
+        What the model is called in addresses, as the open inference protocol has them.
+    """
+    from fieldmark.serve import serve as listen
+
+    listen(model, host=host, port=port, name=name)
 
 
 @app.command(help_epilogue="Example: `fieldmark recipe scratch > mine.toml`")
