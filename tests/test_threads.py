@@ -28,13 +28,13 @@ def test_any_collection_will_do() -> None:
 
 
 def test_several_threads_work_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_processors", lambda: 3)
+    monkeypatch.setattr(threads, "processors", lambda: 3)
     together = threading.Barrier(3, timeout=20)
     assert len(list(spread(lambda _: together.wait(), range(9), "Meeting"))) == 9
 
 
 def test_it_keeps_a_little_ahead_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_processors", lambda: 2)
+    monkeypatch.setattr(threads, "processors", lambda: 2)
     begun: list[int] = []
     ahead = threads.LOOK_AHEAD * 2 * 5
     with closing(spread(begun.append, range(1000), "Counting", handful=5)) as results:
@@ -70,7 +70,7 @@ def test_an_error_is_raised_in_its_turn_and_ends_the_work(error: type[BaseExcept
 def test_whoever_leaves_early_waits_for_what_was_begun_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(threads, "_processors", lambda: 2)
+    monkeypatch.setattr(threads, "processors", lambda: 2)
     before = set(threading.enumerate())
     begun: list[int] = []
     both, go_on = threading.Barrier(3, timeout=20), threading.Event()

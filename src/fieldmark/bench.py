@@ -29,7 +29,7 @@ from typing import IO, Any
 import numpy as np
 from rich.table import Table
 
-from fieldmark import answers, files, sources
+from fieldmark import answers, files, sources, threads
 from fieldmark.console import meter, printed, say, size
 from fieldmark.draw import birds
 from fieldmark.errors import FieldmarkError
@@ -93,7 +93,7 @@ def bench(
     facts = {
         "photos": shown,
         "rounds": rounds,
-        "processors": _processors(),
+        "processors": threads.processors(),
         "machine": platform.platform(),
         "python": platform.python_version(),
     }
@@ -176,11 +176,6 @@ def _exports(model: Path) -> list[Path]:
     if not is_run(model) or not folder.is_dir():
         return []
     return sorted(place for place in folder.iterdir() if (place / MANIFEST).is_file())
-
-
-def _processors() -> int | None:
-    """Count the processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _mean_size(photos: Sequence[Path]) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fieldmark import images
+from fieldmark import images, threads
 from fieldmark.errors import FieldmarkError
 from fieldmark.formats import Limits, UnreadableImage
 from fieldmark.predict import Answer, Classifier
@@ -148,7 +147,7 @@ class Service:
         self._load = load
         self._queue: deque[Waiting] = deque()
         self._filled = asyncio.Event()
-        self._readers = ThreadPoolExecutor(_processors(), "reader")
+        self._readers = ThreadPoolExecutor(threads.processors(), "reader")
         self._engine = ThreadPoolExecutor(1, "engine")  # the network has threads of its own
         self._swapping = asyncio.Lock()
         self._explainer: Explainer | None = None
@@ -372,10 +371,3 @@ class Explainer:
         drawn = BytesIO()
         Image.fromarray(overlay(square, enlarged)).save(drawn, "PNG")
         return Heat(name, described(name, enlarged), self.mapper.layer, values, drawn.getvalue())
-
-
-def _processors() -> int:
-    """Count the processors that this process may use; a container may have fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

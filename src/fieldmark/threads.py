@@ -32,7 +32,7 @@ def spread(
     generator is closed, what was not begun is not done, and what was is waited for: take all
     results with `list`, or close it (`contextlib.closing`) where the loop may end early.
     """
-    threads = _processors()
+    threads = processors()
     left = iter(items)
     waiting: deque[Future[list[Out]]] = deque()
     pool = ThreadPoolExecutor(threads)
@@ -54,7 +54,7 @@ def _all(work: Callable[[In], Out], items: list[In]) -> list[Out]:
     return [work(item) for item in items]
 
 
-def _processors() -> int:
+def processors() -> int:
     """Count the processors that this process may use; a container may have fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
