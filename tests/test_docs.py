@@ -20,7 +20,10 @@ from fieldmark import cli, draw
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHORT = {"--epochs": "3", "--image-size": "32", "--batch-size": "32"}
 # These train the article's network, or take step after step on a run, which takes minutes even so.
-SLOW = ("README.md", "article.md", "train.md", "diagnose.md", "explain.md", "report.md")
+SLOW = (
+    *("README.md", "article.md", "train.md", "evaluate.md", "diagnose.md", "explain.md"),
+    *("report.md", "trackers.md", "predict.md", "bench.md"),
+)
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

@@ -734,6 +734,7 @@ MAY = {
     "draw": {"Image.open", "resize"},
     "brush": {"resize"},
     "scenery": {"resize"},
+    "export": {"resize"},
     # It crops and resizes what `images` has read, anew in each epoch.
     "augment": {"resize"},
 }

@@ -37,7 +37,7 @@ from fieldmark.data import Split
 from fieldmark.errors import FieldmarkError
 from fieldmark.findings import FEW, RESULT, Interval, many, printable, wilson
 from fieldmark.recipe import ARTICLE, SECTIONS, Recipe
-from fieldmark.sheet import templates, thumbnail
+from fieldmark.sheet import data_uri, templates
 
 ROWS = 20  # classes that a table shows before the others are folded
 CONFUSED = 20  # classes in the confusion matrix
@@ -359,7 +359,7 @@ class Gallery:
         with suppress(OSError, ValueError):  # a name that no system takes
             inside = path.resolve().is_relative_to(self.folder.resolve())
             if inside and path.is_file() and path.stat().st_size <= LARGEST:
-                address = thumbnail(path)
+                address = data_uri(path)
         if address:
             self.left -= 1
         else:

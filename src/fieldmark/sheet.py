@@ -268,7 +268,7 @@ def _sections(report: Report) -> list[_Section]:
         if not seen:
             return _Photo(path, None, "")
         if path not in pictures:
-            pictures[path] = thumbnail(report.folder / path) if seen.kind == "used" else ""
+            pictures[path] = data_uri(report.folder / path) if seen.kind == "used" else ""
         return _Photo(path, seen, pictures[path])
 
     rooms = _rooms(report.findings)
@@ -299,7 +299,7 @@ def _rooms(findings: Iterable[Finding]) -> list[int]:
     return rooms
 
 
-def thumbnail(path: Path) -> str:
+def data_uri(path: Path) -> str:
     """Return a photo as a small JPEG in a data URI; empty where it cannot be read any more."""
     try:
         square, shape = images.read_with_shape(path.read_bytes(), THUMBNAIL)
