@@ -11,6 +11,7 @@ import pytest
 
 from fieldmark import engines, manifest
 from fieldmark.backend import keras
+from fieldmark.decision import SMALLEST
 from fieldmark.engines import ENTRY, open_engine
 from fieldmark.errors import FieldmarkError
 from fieldmark.export import WRITE
@@ -145,7 +146,7 @@ def test_what_the_library_cannot_read(written: Written, tmp_path: Path) -> None:
 
 def test_no_probability_is_nothing(squares: Any) -> None:
     engine = engines.finished(lambda _: np.array([[1.0, 0.0]], np.float32), 2)
-    assert engine(squares[:1]).tolist() == [[1.0, engines.SMALLEST]]
+    assert engine(squares[:1]).tolist() == [[1.0, SMALLEST]]
 
 
 def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

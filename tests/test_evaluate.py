@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from conftest import Command
-from fieldmark import draw, evaluate, inference, predictions
+from fieldmark import draw, evaluate, inference, predictions, split
 from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
 from fieldmark.run import Run
@@ -67,6 +68,41 @@ def test_photos_of_another_folder_are_known_by_their_content(
     assert table.splits[table.paths.index(str(other / held_out.label / "held out.jpg"))] == (
         "validation"
     )
+    # The others that were held out come along, so that figures of one do not pass for those of all.
+    assert table.splits.count("validation") == sum(row.split == "validation" for row in rows)
+    before = run.predictions.read_bytes()
+    facts = json.loads(run.environment.read_text())
+    run.environment.write_text(json.dumps({**facts, "photos": str(tmp_path / "gone")}))
+    with pytest.raises(FieldmarkError, match="are not where they were"):
+        evaluate.evaluate(run.folder, other)
+    assert run.predictions.read_bytes() == before
+
+
+def test_new_photos_alone_leave_the_decision_as_it_was(run: Run, tmp_path: Path) -> None:
+    evaluate.evaluate(run.folder)
+    decision = run.decision.read_bytes()
+    facts = json.loads(run.environment.read_text())
+    run.environment.write_text(json.dumps({**facts, "photos": str(tmp_path / "gone")}))
+    other = draw.birds(tmp_path / "other", per_class=3, size=32, seed=9)
+    assert {*evaluate.evaluate(run.folder, other)["splits"]} == {"new"}
+    assert run.decision.read_bytes() == decision
+
+
+def test_the_same_bytes_on_both_sides_count_as_trained_on(
+    run: Run, birds: Path, tmp_path: Path
+) -> None:
+    rows = list(run.read_split())
+    at = next(i for i, row in enumerate(rows) if row.split == "validation")
+    trained = next(row for row in rows if row.split == "training")
+    leaked = Path(shutil.copytree(birds, tmp_path / "leaked"))
+    shutil.copy(leaked / trained.path, leaked / rows[at].path)
+    rows[at] = replace(rows[at], sha256=trained.sha256)
+    split.write(run.split, rows)
+    facts = json.loads(run.environment.read_text())
+    run.environment.write_text(json.dumps({**facts, "photos": str(leaked)}))
+    assert trained.sha256 not in {
+        row.sha256 for row in evaluate.given(run, leaked) if row.path != rows[at].path
+    }
 
 
 def test_photos_that_were_moved_are_found_where_they_are_now(
@@ -76,7 +112,9 @@ def test_photos_that_were_moved_are_found_where_they_are_now(
     moved = Path(shutil.copytree(birds, tmp_path / "moved"))
     facts = json.loads(run.environment.read_text())
     run.environment.write_text(json.dumps({**facts, "photos": str(tmp_path / "gone")}))
-    with pytest.raises(FieldmarkError, match=r"say where they are now, `fieldmark evaluate .* PHO"):
+    with pytest.raises(
+        FieldmarkError, match=r"folder that has all of them now, `fieldmark evaluate .* PHO"
+    ):
         evaluate.evaluate(run.folder)
     assert evaluate.evaluate(run.folder, moved)["splits"] == before["splits"]
 

@@ -117,7 +117,9 @@ def train(training: Training, photos: Path, setting: Line, out: Path) -> Line | 
         "wall": round(time.monotonic() - began, 1),
         "log": log,
         "recipe": values.model_dump(),
-        "environment": {k: v for k, v in environment.items() if k not in ("command", "photos")},
+        "environment": {
+            k: v for k, v in environment.items() if k not in ("command", "photos", "machine")
+        },
     }
     shutil.rmtree(run)  # all that is wanted of it is in the line
     return line

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fieldmark.errors import FieldmarkError
 
 LEAST = 1e-300  # the logarithm of a probability of 0 is not wanted
+SMALLEST = 1e-38  # what an engine answers at least: float32 has nothing below it
 
 
 class Decision(BaseModel):

@@ -44,11 +44,11 @@ from fieldmark.backend import keras
 from fieldmark.batches import Batches
 from fieldmark.console import meter, printed
 from fieldmark.errors import FieldmarkError
-from fieldmark.feed import Feed, feed, listing, refuse_changed
+from fieldmark.feed import batches_of, listing, refuse_changed
 from fieldmark.findings import printable, wilson
 from fieldmark.images import ImageSpec
 from fieldmark.run import Run, open_run
-from fieldmark.trained import Trained
+from fieldmark.trained import Trained, softmax
 
 Verdict = Literal["fault", "follows", "note", "not tried", "fine"]
 
@@ -191,15 +191,9 @@ class Case:
         self.classifier = Trained.load(run)
         self.classes = len(self.classifier.classes)
         self.records = run.read_split()
-        self.source = run.read_source()
-        listed = listing(self.recipe, self.source)
-        self.looked = check.quick(listed)
-        refuse_changed(self.records, listed, self.looked.hashes)
-
-    @cached_property
-    def fed(self) -> Feed:
-        """What the training was fed with."""
-        return feed(self.recipe, self.source, begun=self.records)
+        self.listed = listing(self.recipe, run.read_source())
+        self.looked = check.quick(self.listed)
+        refuse_changed(self.records, self.listed, self.looked.hashes)
 
     @cached_property
     def training(self) -> Shown:
@@ -292,7 +286,10 @@ def learning(case: Case) -> tuple[Finding, Finding]:
     if not case.recipe.epochs:
         why = "only the classifier was found, no layer was trained"
         return untried("learning rate", why), untried("one batch", why)
-    trial = Trial(case)
+    try:
+        trial = Trial(case)
+    except FieldmarkError as error:  # the weights that it began with are gone
+        return untried("learning rate", str(error)), untried("one batch", str(error))
     rate = case.recipe.learning_rate
     first, tried = trial.loss, {1.0: trial.after(rate)}
     for factor in FACTORS:
@@ -363,7 +360,7 @@ class Trial:
 
 def frozen_batches(case: Case) -> Finding:
     """Count how many photos that meet in a batch meet again in the next epoch."""
-    first, second = two_epochs(case.fed)
+    first, second = two_epochs(case)
     met, meet = (
         {frozenset(pair) for batch in epoch for pair in combinations(batch, 2)}
         for epoch in (first, second)
@@ -381,23 +378,21 @@ def frozen_batches(case: Case) -> Finding:
     )
 
 
-def two_epochs(fed: Feed) -> list[list[list[Hashable]]]:
+def two_epochs(case: Case) -> list[list[list[Hashable]]]:
     """Return which photos meet in the batches of two epochs: epochs of batches of photos."""
-    if fed.article is not None:
-        training, _ = fed.article
+    if case.recipe.pipeline == "article":
+        training, _ = article.pipeline(*article.read_photos(case.listed.folder, case.recipe))
         # Keras tells no names; photos of the same pixels are the same photo.
         return [
             [[hash(photo.tobytes()) for photo in np.asarray(batch)] for batch, _ in training]
             for _ in range(2)
         ]
-    drawn: list[list[list[Hashable]]] = [[], []]
-    if fed.ours is not None:
-        batches = fed.ours.training
-        for epoch, of in enumerate(drawn):
-            order = batches.order(epoch).tolist()
-            size = batches.batch_size
-            of += [order[step * size :][:size] for step in range(len(batches))]
-    return drawn
+    batches, _ = batches_of(case.recipe, case.listed, case.records)
+    size = batches.batch_size
+    return [
+        [batches.order(epoch)[step * size :][:size].tolist() for step in range(len(batches))]
+        for epoch in range(2)
+    ]
 
 
 def unfinished(case: Case) -> Finding:
@@ -456,7 +451,7 @@ def reading(case: Case) -> Finding:
     """Compare what the saved network does now with what the log says of it."""
     best = loop.best_of(case.log, case.recipe.monitor)
     count = len(case.validation.labels)
-    if best is None or count == SAMPLE:
+    if best is None or count < sum(row.split == "validation" for row in case.records):
         return untried("reading", "the log has no accuracy of just these validation photos")
     line = next(line for line in case.log if line["epoch"] == best.epoch)
     then = float(line[f"{'averaged_' * best.averaged}val_accuracy"] or 0)
@@ -652,9 +647,7 @@ def label_errors(case: Case) -> Finding:
     shares = np.zeros((len(labels), case.classes))
     for kept, held in features.folds(rows, labels, seed=0, groups=None):
         found = features.fitted(rows[kept], labels[kept], features.UNTRIED, weighted=False)
-        logits = found.logits(rows[held])
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares[held] = powers / powers.sum(axis=1, keepdims=True)
+        shares[held] = softmax(found.logits(rows[held]))
     wrong = find_label_issues(labels, shares, n_jobs=1)
     # A class that is never the answer contradicts all its labels, and has a test of its own.
     wrong &= np.isin(labels, case.held_out.logits.argmax(axis=1))

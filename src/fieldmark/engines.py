@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldmark.decision import SMALLEST
 from fieldmark.errors import FieldmarkError
 from fieldmark.manifest import Format, Manifest
 
@@ -28,10 +29,6 @@ Engine = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
 
 Shape = tuple[int | None, ...]
 Opened = tuple[Callable[[NDArray[np.uint8]], Any], Shape, Shape]  # and the input's, the output's
-
-SMALLEST = (
-    1e-38  # of a probability, so that its logarithm is a number; `trained.softmax` has it too
-)
 
 MODEL = "model"
 ENTRY: dict[Format, str] = {  # what of the model's files is opened

@@ -11,7 +11,7 @@ counted: they are told by their content.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,38 +55,36 @@ def evaluate(
         raise FieldmarkError(f"A coverage of {coverage:g} is no share: give more than 0, up to 1.")
     run = open_run(folder)
     classifier = Trained.load(run)
-    rows = own(run) if photos is None else [*given(run, photos)]
+    rows = own(run) if photos is None else given(run, photos)
     if not rows:
         raise FieldmarkError(
             f"There is no photo to evaluate {run.folder} on: name a folder of others, "
             f"`fieldmark evaluate {run.folder} PHOTOS`."
         )
     table = predicted(run, classifier, rows)
-    decided = metrics.decide(table, coverage=coverage)
     found = metrics.measure(table, coverage=coverage)
     predictions.write(run.predictions, table)
     run.write_json(run.metrics, found)
-    if decided is not None:
-        run.write_json(run.decision, decided.model_dump())
+    if found["decision"] is not None:
+        run.write_json(run.decision, found["decision"])
     return found
 
 
-def own(run: Run) -> list[Row]:
-    """Return the photos that the run holds out; raise where they are not what they were."""
-    rows = [as_row(record) for record in run.read_split() if record.split in HELD_OUT]
+def own(run: Run, *, elsewhere: Collection[str] = ()) -> list[Row]:
+    """Return the photos that the run holds out; raise where they are not what they were.
+
+    Those of the sha256 in `elsewhere` are left out, as they were found at another place.
+    """
+    held_out = [record for record in run.read_split() if record.split in HELD_OUT]
+    rows = [as_row(record) for record in held_out if record.sha256 not in elsewhere]
     gone = [row.path for row in rows if not run.photo(row.path).is_file()]
     if gone:
         raise FieldmarkError(
-            f"{len(gone)} of the photos that {run.folder} holds out are not where they were, "
-            f"{run.photo(gone[0])} among them: say where they are now, "
-            f"`fieldmark evaluate {run.folder} PHOTOS`."
+            f"{len(gone)} of the {len(held_out)} photos that {run.folder} holds out are not where "
+            f"they were, {run.photo(gone[0])} among them: bring them back, or name the folder that "
+            f"has all of them now, `fieldmark evaluate {run.folder} PHOTOS`."
         )
-    listed = data.Photos(
-        folder=run.photo(""),
-        classes=(),
-        paths=tuple(row.path for row in rows),
-        labels=(),
-    )
+    listed = data.Photos(run.photo(""), (), tuple(row.path for row in rows), ())
     for row, sha256 in zip(rows, data.sha256s(listed), strict=True):
         if row.sha256 != sha256:
             raise FieldmarkError(
@@ -97,9 +95,10 @@ def own(run: Run) -> list[Row]:
 
 
 def given(run: Run, photos: str | os.PathLike[str]) -> list[Row]:
-    """Return the photos of another place, those of the run's own by their content.
+    """Return the photos of another place, and what the run holds out, all of it or nothing.
 
-    The run's photos that were held out come along where they are still where they were.
+    The run's own are known by their content, and may lie there or where they were. Where none of
+    them is left the new ones are judged alone, with the temperature and threshold of before.
     """
     listed = data.list_photos(photos)
     known = set(run.read_classes())
@@ -108,26 +107,31 @@ def given(run: Run, photos: str | os.PathLike[str]) -> list[Row]:
             f"{listed.folder} has {', '.join(unknown)}, which {run.folder} does not know: "
             f"name photos of {', '.join(sorted(known))}."
         )
-    records = {record.sha256: record for record in run.read_split()}
-    rows, trained = [], 0
+    # Of the same bytes on two sides of the split, what was trained on counts.
+    records = {
+        record.sha256: record
+        for record in sorted(run.read_split(), key=lambda record: record.split == "training")
+    }
+    new, held_out, trained = [], dict[str, Row](), 0
     for path, label, sha256 in zip(listed.paths, listed.labels, data.sha256s(listed), strict=True):
         record = records.get(sha256)
         place = str((listed.folder / path).absolute())
         if record is None:
-            rows.append(Row(place, listed.classes[label], NEW, "", sha256))
+            new.append(Row(place, listed.classes[label], NEW, "", sha256))
         elif record.split in HELD_OUT:
-            rows.append(as_row(record)._replace(path=place))
+            held_out.setdefault(sha256, as_row(record)._replace(path=place))
         else:
             trained += 1
     if trained:
         say(f"{trained} of the photos were trained on and say nothing: they are left out.")
-    there = {row.sha256 for row in rows}
-    if not any(row.split in HELD_OUT for row in rows):
-        try:
-            rows += [row for row in own(run) if row.sha256 not in there]
-        except FieldmarkError as error:
-            say(f"Note: {error}")
-    return rows
+    try:
+        rest = own(run, elsewhere=held_out)
+    except FieldmarkError as error:
+        if held_out:  # figures of some of them would pass for those of all
+            raise
+        say(f"Note: {error}")
+        rest = []
+    return [*held_out.values(), *rest, *new]
 
 
 def as_row(record: Record) -> Row:

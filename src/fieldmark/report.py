@@ -151,6 +151,13 @@ def _best(contents: Contents) -> float | None:
     return max(known, key=lambda each: (each[1], -each[0]))[1]
 
 
+def _last(contents: Contents) -> float | None:
+    """Return the validation accuracy after the last epoch, of averaged weights where there are."""
+    names = ("averaged_val_accuracy", "val_accuracy")
+    told = [line[name] for line in reversed(contents.log) for name in names if name in line]
+    return told[0] if told else None
+
+
 def pairs(measured: Measured) -> list[tuple[str, str, int, int]]:
     """Return the most confused pairs: true class, named class, how often, photos of the class."""
     names = [each.name for each in measured.classes]
@@ -227,9 +234,10 @@ def limits(contents: Contents) -> list[str]:
         if never:
             said.append(f"{many(never, 'class was', 'classes were')} never named rightly.")
         if part == "validation" and contents.recipe.epochs:
+            last = _last(contents)
             said.append(
                 "The validation photos also chose which epoch was kept, so that their figures "
-                "flatter a little."
+                "flatter" + (f": after the last epoch {percent(last)} were right." if last else ".")
             )
     else:
         said.append("How good it is has not been measured yet.")

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from fieldmark import images, inference
 from fieldmark.backend import keras
+from fieldmark.decision import SMALLEST
 from fieldmark.errors import FieldmarkError
 from fieldmark.formats import UnreadableImage
 from fieldmark.images import ImageSpec
 from fieldmark.run import Run
 from fieldmark.threads import spread
 
-SMALLEST = 1e-38  # what a probability is at least, so that its logarithm is a number
 BATCH = 32  # photos; larger ones are no faster on a CPU, and take more memory
 
 
