@@ -92,7 +92,16 @@ for setting, found, wanted in (
             "change it in ~/.keras/keras.json."
         )
 
-__all__ = ["BACKENDS", "devices", "enough_memory", "keras", "name", "require"]
+__all__ = ["BACKENDS", "devices", "enough_memory", "keras", "name", "require", "seed"]
+
+
+def seed(number: int) -> None:
+    """Seed all that is random in Keras, numpy and Python.
+
+    Keras imports TensorFlow for it on every backend, where that is installed.
+    """
+    with _without_notices():
+        keras.utils.set_random_seed(number)
 
 
 @contextmanager

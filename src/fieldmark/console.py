@@ -10,9 +10,9 @@ import io
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -32,6 +32,24 @@ LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 progress = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
+# What hears all that would be shown, in place of the terminal: ("say", text),
+# ("begin", description, total) and ("advance", steps, note).
+Listener = Callable[[tuple[Any, ...]], None]
+_heard_by: list[Listener] = []
+
+
+def let_hear(listener: Listener) -> None:
+    """Hand all messages and progress from here on to somebody else, who shows them."""
+    _heard_by[:] = [listener]
+
+
+def _told(*message: Any) -> bool:
+    """Tell the listener, and say whether there is one."""
+    for listener in _heard_by:
+        listener(message)
+    return bool(_heard_by)
+
+
 def be_quiet(quiet: bool = True) -> None:
     """Print no messages and show no progress from here on; errors are still printed."""
     progress.quiet = quiet
@@ -39,7 +57,7 @@ def be_quiet(quiet: bool = True) -> None:
 
 def say(message: str) -> None:
     """Print one message for the user; while a bar is shown, it goes above the bar."""
-    if not progress.quiet:
+    if not progress.quiet and not _told("say", message):
         with suppress(BrokenPipeError):  # whoever read along has left; the work goes on
             print(message, flush=True)
 
@@ -78,6 +96,7 @@ class Meter:
         # The pace is taken from the second unit on: the first one often compiles a network.
         self._first: tuple[float, int] | None = None
         self._said = 0.0
+        heard = _told("begin", description, total)
         self.bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=10),
@@ -89,7 +108,7 @@ class Meter:
             console=progress,
             transient=True,
             expand=True,
-            disable=not progress.is_terminal or progress.quiet,
+            disable=not progress.is_terminal or progress.quiet or heard,
             # A bar prints other output above itself, unless that output goes elsewhere.
             redirect_stdout=sys.stdout.isatty(),
         )
@@ -98,6 +117,8 @@ class Meter:
     def advance(self, steps: int = 1, *, note: str = "") -> None:
         """Count `steps` more; `note` is a short text behind the bar, such as the running loss."""
         self.done += steps
+        if _told("advance", steps, note):
+            return
         self.bar.update(self._task, advance=steps, note=note)
         now = time.monotonic()
         if self._first is None:

@@ -328,7 +328,7 @@ class Trial:
 
     def __init__(self, case: Case) -> None:
         recipe = case.recipe
-        keras.utils.set_random_seed(recipe.seed)
+        backend.seed(recipe.seed)
         built = train.built(recipe, case.classes)
         if recipe.weights:
             weights.load(built, recipe.weights)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldmark import backend
+from fieldmark import backend, mesh
 from fieldmark.backend import keras
 from fieldmark.batches import Batches
 
@@ -29,6 +29,8 @@ class Evaluation(NamedTuple):
 
 def forward(network: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Return the compiled network outside of training: images (n, h, w, 3) -> logits (n, c)."""
+    if backend.name == "jax":
+        return spread(network)
     if backend.name != "tensorflow" or backend.devices():
         return lambda images: np.asarray(network.predict_on_batch(images))
     run = compiled(network, training=False)
@@ -36,9 +38,14 @@ def forward(network: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
 
 
 def training_forward(network: Any) -> Callable[[NDArray[Any]], object]:
-    """Return the network as it runs in training; its moving statistics move."""
+    """Return the network as it runs in training; its moving statistics move.
+
+    Of several processes each gives it its share of the images.
+    """
     if backend.name == "tensorflow":
         return compiled(network, training=True)
+    if backend.name == "jax":
+        return spread_training(network)
 
     def run(images: NDArray[Any]) -> object:
         with without_gradients():
@@ -61,15 +68,49 @@ def compiled(network: Any, *, training: bool) -> Callable[[NDArray[Any]], Any]:
     )
 
 
+def spread(network: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Compile a network's pass with JAX, on all devices of this process."""
+    import jax
+
+    parts = (network.trainable_variables, network.non_trainable_variables)
+    run = jax.jit(lambda state, images: network.stateless_call(*state, images, training=False)[0])
+
+    def forward(images: NDArray[Any]) -> NDArray[Any]:
+        where = mesh.layout(len(images), alone=True)
+        state = tuple(mesh.values(part, where.whole) for part in parts)
+        return np.asarray(run(state, mesh.rows(np.asarray(images), where.rows)))
+
+    return forward
+
+
+def spread_training(network: Any) -> Callable[[NDArray[Any]], object]:
+    """Compile a network's pass in training with JAX, on all devices of all processes."""
+    import jax
+
+    parts = (network.trainable_variables, network.non_trainable_variables)
+    run = jax.jit(lambda state, images: network.stateless_call(*state, images, training=True)[1])
+
+    def forward(images: NDArray[Any]) -> None:
+        where = mesh.layout(len(images))
+        state = tuple(mesh.values(part, where.whole) for part in parts)
+        mesh.assign(parts[1], run(state, mesh.rows(np.asarray(images), where.rows)))
+
+    return forward
+
+
 def evaluate(
     run: Callable[[NDArray[Any]], NDArray[Any]],
     batches: Batches,
     *,
     poll: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Return the exact means over the photos, weighed as the batches say."""
+    """Return the exact means over the photos, weighed as the batches say.
+
+    Of several processes each runs its share of every batch.
+    """
+    process, processes = mesh.processes()
     loss = right = weight = 0.0
-    for images, labels, weights in batches.dataset(epochs=1):
+    for images, labels, weights in batches.dataset(epochs=1, process=process, processes=processes):
         poll()
         logits = run(images).astype(np.float64)
         with np.errstate(
@@ -82,6 +123,7 @@ def evaluate(
         loss -= float((share * (labels * logs).sum(axis=1))[there].sum())
         right += float((share * (logits.argmax(axis=1) == labels.argmax(axis=1)))[there].sum())
         weight += float(share.sum())
+    loss, right, weight = mesh.total(np.array([loss, right, weight])).tolist()
     return Evaluation(loss / weight, right / weight)
 
 
@@ -135,6 +177,7 @@ def measured(
 ) -> list[tuple[NDArray[Any], NDArray[Any]]]:
     """Return mean and variance of what comes to each of the layers in the first batches."""
     count = min(count, len(batches))
+    process, processes = mesh.processes()
     # The means, and the means of the squares, summed over the batches.
     sums: list[list[Any]] = [[0.0, 0.0] for _ in found]
     momenta = [layer.momentum for layer in found]
@@ -142,7 +185,8 @@ def measured(
         for layer in found:
             layer.momentum = 0.0  # so that the moving statistics are the last batch's
         for step in range(count):
-            run(batches.batch(epoch, step)[0])  # traced, where it is, with this momentum
+            images, *_ = batches.batch(epoch, step, process=process, processes=processes)
+            run(images)  # traced, where it is, with this momentum
             for total, layer in zip(sums, found, strict=True):
                 mean = values_of(layer.moving_mean).astype(np.float64)
                 total[0] = total[0] + mean

@@ -12,7 +12,8 @@ is compiled from kernels that TensorFlow has and Keras 3 does not use:
 - in bfloat16, where that is asked for, all between the first convolution and the mean over places;
 - the optimiser's update of a variable in one kernel.
 
-The mathematics is Keras' own, and `tests/test_kernels.py` holds it equal. On JAX and PyTorch, and
+The mathematics is Keras' own, and `tests/test_kernels.py` holds it equal. On JAX one compiled
+function takes the step on all devices of all processes, see `mesh`. On PyTorch, and for TensorFlow
 on a GPU, the step is Keras' own. `docs/speed.md` has the figures; `python
 benchmarks/train_step.py` measures them.
 """
@@ -23,12 +24,13 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fieldmark import backend
+from fieldmark import backend, mesh
 from fieldmark.backend import keras
 
 layers = keras.layers
@@ -65,6 +67,8 @@ def training_step(
         optimiser.build(network.trainable_variables)
     if backend.name == "tensorflow" and not backend.devices() and fits(network, optimiser):
         return fused_step(network, optimiser, loss, precision=precision)
+    if backend.name == "jax" and not optimiser.loss_scale_factor:
+        return spread_step(network, optimiser, loss, precision=precision)
     return plain_step(network, optimiser, loss, precision=precision)
 
 
@@ -214,6 +218,50 @@ def fused_step(
     def step(images: Any, labels: Any, weights: Any) -> Figures:
         value, accuracy = compiled(images, labels, weights)
         return Figures(float(value), float(accuracy))
+
+    return step
+
+
+def spread_step(
+    network: Any, optimiser: Any, loss: Any, *, precision: Precision = "float32"
+) -> Step:
+    """Return JAX's step on all devices; each process gives it its share of a batch."""
+    import jax
+
+    parts = (network.trainable_variables, network.non_trainable_variables, optimiser.variables)
+
+    def compute(
+        trained: Any, others: Any, images: Any, labels: Any, weights: Any
+    ) -> tuple[Any, Any]:
+        logits, others, penalties = network.stateless_call(
+            trained, others, images, training=True, return_losses=True
+        )
+        value = loss(labels, logits, sample_weight=weights) + sum(penalties)
+        right = (logits.argmax(axis=-1) == labels.argmax(axis=-1)).mean()
+        return value, (others, right)
+
+    def update(state: Any, images: Any, labels: Any, weights: Any) -> tuple[Any, Any]:
+        trained, others, kept = state
+        (value, (others, right)), gradients = jax.value_and_grad(compute, has_aux=True)(
+            trained, others, images, labels, weights
+        )
+        trained, kept = optimiser.stateless_apply(kept, gradients, trained)
+        return (trained, others, kept), (value, right)
+
+    @lru_cache
+    def compiled(where: mesh.Layout) -> Any:
+        return jax.jit(update, donate_argnums=0, out_shardings=where.whole)
+
+    def step(images: Any, labels: Any, weights: Any) -> Figures:
+        where = mesh.layout(len(images))
+        state = tuple(mesh.values(part, where.whole) for part in parts)
+        with computing(network, precision):  # it may be traced
+            state, (value, right) = compiled(where)(
+                state, *(mesh.rows(each, where.rows) for each in (images, labels, weights))
+            )
+        for part, found in zip(parts, state, strict=True):
+            mesh.assign(part, found)
+        return Figures(float(value), float(right))
 
     return step
 

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldmark import backend, kernels
+from fieldmark import backend, kernels, mesh
 from fieldmark.backend import keras
 from fieldmark.batches import Batch, Batches
 from fieldmark.console import Meter, duration, meter, say
@@ -60,6 +60,7 @@ class Keeper:
     mend: Callable[[Sequence[Epoch]], None]  # makes the log hold these lines and no others
     best: Callable[[Any], None]  # keeps the weights of the network that it is given
     save_every: float = 300.0  # seconds between two states
+    save: bool = True  # the state is this process' to write: of several, one does
 
 
 class Best(NamedTuple):
@@ -85,11 +86,13 @@ def train(
     training: Sequence[Batches],
     validation: Batches,
     keeper: Keeper,
+    poll: Callable[[], None] | None = None,
 ) -> Outcome:
     """Train the network to the end of the recipe, or go on with it from the state that is there.
 
     `training` has the batches of each epoch; their size may change from epoch to epoch. SIGINT
-    and SIGTERM save the state and leave by KeyboardInterrupt and SystemExit(143). Raises a
+    and SIGTERM save the state and leave by KeyboardInterrupt and SystemExit(143); `poll` is asked
+    in their place, and raises `Stopped` to have the same. Raises a
     FieldmarkError for a state that does not match, a disk that is full, and a loss or weights that
     are no numbers any more; the state of before is kept then. A state is of one process alone:
     whoever calls this sees to it that no other one trains into the same place.
@@ -100,8 +103,8 @@ def train(
         course.resume()
     with Signals() as signals:
         try:
-            course.run(signals.poll)
-            signals.poll()  # the last epoch may have ended since it came
+            course.run(poll or signals.poll)
+            (poll or signals.poll)()  # the last epoch may have ended since it came
         except Stopped as stopped:
             course.save()
             stopped.leave()
@@ -227,7 +230,7 @@ class Course:
     def save(self) -> None:
         """Write the state; raise a FieldmarkError instead where a variable is no number."""
         at = (self.header.epoch, self.header.step)
-        if self.saved != at:
+        if self.saved != at and self.keeper.save:
             write(
                 self.keeper.state,
                 self.header,
@@ -242,6 +245,11 @@ class Course:
         at = place(self.header.epoch, self.header.step)
         return lost(what, after=at, kept=self.saved and place(*self.saved), state=self.keeper.state)
 
+    def begin(self) -> None:
+        """Write the state before the first step, for others to go on from."""
+        self.keeper.state.parent.mkdir(exist_ok=True)
+        self.save()
+
     def resume(self) -> None:
         """Put everything where the state left it, and log and best weights where they belong."""
         keeper = self.keeper
@@ -254,7 +262,8 @@ class Course:
         # may not have been kept.
         if header.step == 0 and best is not None and best.epoch == header.epoch:
             self.keep_best(best)
-        if not over(header.log, self.recipe, len(self.training)):
+        begun = header.epoch or header.step
+        if begun and not over(header.log, self.recipe, len(self.training)):
             say(f"Going on after {place(header.epoch, header.step)}.")
 
     # -- the way
@@ -273,13 +282,17 @@ class Course:
     def stream(self) -> Iterator[Batch]:
         """Yield the batches that come next, to the end of the last epoch, read ahead."""
         epoch, step = self.header.epoch, self.header.step
+        process, processes = mesh.processes()
         if epoch < len(self.training) and step == len(self.training[epoch]):
             epoch, step = epoch + 1, 0
         # Neighbouring epochs of the same batches are read ahead across their border.
         for _, group in groupby(range(epoch, len(self.training)), lambda e: id(self.training[e])):
             epochs = list(group)
             yield from self.training[epochs[0]].dataset(
-                epochs=epochs[-1] + 1, start=(epochs[0], step)
+                epochs=epochs[-1] + 1,
+                start=(epochs[0], step),
+                process=process,
+                processes=processes,
             )
             step = 0
 

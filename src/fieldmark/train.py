@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, replace
 from functools import partial
@@ -58,8 +58,8 @@ from fieldmark.loop import Keeper
 from fieldmark.plots import Language, Lettering
 from fieldmark.recipe import Recipe
 from fieldmark.run import Epoch, Run, create, is_run, open_run
-from fieldmark.trackers import Audience
 
+Learn = Callable[..., object]  # as `loop.train`
 SAVE_EVERY = 300.0  # seconds between two states within an epoch
 
 
@@ -74,14 +74,15 @@ def fit(
     save_every: float = SAVE_EVERY,
     tensorboard: bool = False,
     mlflow: str = "",
+    learn: Learn = loop.train,
 ) -> Run:
     """Train by the recipe and return the run, or go on with the one in `out`.
 
     The photos are only read. `preview` is a file for a sheet of what the network will see;
     `save_every` are the seconds between two states. `tensorboard` has the training told to the one,
-    `mlflow` to the store of that address: `docs/trackers.md`. Raises a `FieldmarkError` before
-    anything is written where a photo, the folder `out`, a value of the recipe or the run that is
-    there stands in the way. Ctrl-C and SIGTERM save the state and leave.
+    `mlflow` to the store of that address: `docs/trackers.md`. `learn` trains in place of
+    `loop.train`. Raises a `FieldmarkError` before anything is written where a photo, the folder
+    `out`, a value of the recipe or the run that is there stands in the way. Ctrl-C and SIGTERM save the state and leave.
     """
     recipe = recipe.resolved()
     trackers.require(tensorboard=tensorboard, mlflow=mlflow)
@@ -99,7 +100,7 @@ def fit(
         require_screen()
     if preview is not None:
         require_preview(recipe, preview)
-    keras.utils.set_random_seed(recipe.seed)
+    backend.seed(recipe.seed)
 
     found = article.devices() if recipe.pipeline == "article" else backend.devices()
     say(f"Devices: {', '.join(found) or 'no GPU, computing on the CPU'}")
@@ -137,7 +138,8 @@ def fit(
                 trackers.told(run, followers) as audience,
                 backend.enough_memory(recipe.batch_size),
             ):
-                teach(model, recipe, fed, album, audience, save_every=save_every)
+                keeper = replace(keeper_of(run, save_every=save_every), append=audience.append)
+                teach(model, recipe, fed, album, keeper, learn=learn)
                 audience.finish(outcome(run))
         except (KeyboardInterrupt, SystemExit):
             say(kept(run))
@@ -263,7 +265,7 @@ def require_room(out: Path, model: Any, *, averages: bool) -> None:
 
 
 def teach(
-    model: Any, recipe: Recipe, fed: Feed, album: Album, audience: Audience, *, save_every: float
+    model: Any, recipe: Recipe, fed: Feed, album: Album, keeper: Keeper, *, learn: Learn
 ) -> None:
     """Take the article's steps 4 to 11: look, compile, fit, curves, predictions."""
     run = album.run
@@ -271,7 +273,6 @@ def teach(
     if not run.last.exists():
         album.photos("training_photos", "training photos", images, labels)
         say(f"First batch: images {tuple(images.shape)}, labels {tuple(labels.shape)}")
-    keeper = replace(keeper_of(run, save_every=save_every), append=audience.append)
     if fed.article is not None:
         say(network.summary(model))
         reproduction.train(model, recipe, datasets=fed.article, keeper=keeper)
@@ -281,7 +282,7 @@ def teach(
             groups = [row.group or row.path for row in fed.records if row.split == "training"]
             probe(model, recipe, fed.ours, run, groups=groups)
         if recipe.epochs:
-            loop.train(
+            learn(
                 model,
                 recipe,
                 training=fed.ours.epochs,

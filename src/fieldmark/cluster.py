@@ -1,0 +1,251 @@
+"""A Ray cluster to work on: joined where there is one, else started for as long as the work lasts.
+
+In: an address, or none, how many slots the work needs, and the paths that every machine must see.
+Out: Ray, connected and ready to be given work. What does not fit is refused before any work is
+given: no cluster at the address, other versions there, too few slots, a path that is not seen.
+
+    fieldmark train PHOTOS --out RUN --workers 4 --address 10.0.0.1:6379
+
+Without an address a cluster of this machine alone is started, and stopped afterwards: no process
+and no folder is left. Ray's reports to its makers are switched off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, NamedTuple
+
+from fieldmark.console import say
+from fieldmark.errors import FieldmarkError
+
+# What must be the same on all machines, or they would not compute the same.
+COMPARED = ("fieldmark", "keras", "jax", "numpy", "pillow")
+PATIENCE = 60.0  # seconds that a machine of the cluster has to answer
+KNOCK = 5.0  # seconds that the address has
+
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # Ray's own next default: work that asks for no GPU is not kept from seeing those there are.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+class Machine(NamedTuple):
+    """What a machine of the cluster says of itself."""
+
+    name: str
+    versions: dict[str, str]
+    unseen: tuple[str, ...]  # of the paths asked for
+
+
+def require() -> None:
+    """Raise where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise FieldmarkError(
+            "Work on several processes or machines is Ray's, which is not installed: run  "
+            "pip install 'fieldmark[cluster]'"
+        )
+
+
+@contextmanager
+def joined(
+    address: str = "",
+    *,
+    slots: int,
+    option: str = "--workers",
+    paths: Sequence[Path] = (),
+    extra: int = 0,
+) -> Iterator[Any]:
+    """Give `ray`, connected to the cluster at an address, else to one of this machine.
+
+    `slots` is how many pieces of work run at a time, `extra` how many more a library of Ray's
+    takes for itself; a cluster that is started here has enough. `paths` must be seen, the same,
+    by all machines. Raises a FieldmarkError where something of that is not so.
+    """
+    if slots < 1:
+        raise FieldmarkError(f"{option} {slots} is no number of workers: give 1 or more.")
+    require()
+    for name, value in settings(address).items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    with connection(ray, address, slots + extra):
+        try:
+            refuse_few(ray, slots + extra, address, option)
+            refuse_strange(ray, paths)
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def connection(ray: Any, address: str, slots: int) -> Iterator[None]:
+    """Connect Ray, and take away afterwards what was made for it."""
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    if address:
+        with explained(address):
+            refuse_silent(address)
+            ray.init(address=address, **quiet)
+        yield
+        return
+    # Ray's own place would be shared with everybody's; its sockets bear no long path.
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp" if Path("/tmp").is_dir() else None)  # noqa: S108
+    try:
+        processors = max(slots, os.cpu_count() or 1)
+        say(f"Starting a cluster of this machine, with {processors} slots")
+        ray.init(
+            address="local",
+            num_cpus=processors,
+            include_dashboard=False,
+            _temp_dir=folder,
+            **quiet,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def settings(address: str) -> dict[str, str]:
+    """Return what Ray is to find in the environment.
+
+    A cluster that is there is shown the token that this machine has for it; one that is started
+    here lets in nobody but us, by a token of its own, which Ray would else leave in a file.
+    """
+    mine = os.environ.get("RAY_AUTH_TOKEN")
+    if not address:
+        return {**SETTINGS, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": mine or token_hex(32)}
+    kept = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    return {**SETTINGS, **({"RAY_AUTH_MODE": "token"} if mine or kept.is_file() else {})}
+
+
+def refuse_silent(address: str) -> None:
+    """Raise a ConnectionError where nobody listens at an address; Ray tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
+
+
+@contextmanager
+def explained(address: str) -> Iterator[None]:
+    """Say in a sentence why a cluster cannot be joined."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        raise FieldmarkError(
+            f"The cluster at {address} runs another Ray or Python than this machine's Ray "
+            f"{version('ray')} and Python {platform.python_version()}: install the same on both."
+        ) from error
+    except (OSError, OverflowError, ValueError) as error:
+        raise FieldmarkError(
+            f"There is no cluster at {address}, or it has another token: start one with  "
+            "ray start --head  there, and give the address that it says, such as 10.0.0.1:6379, "
+            "and in RAY_AUTH_TOKEN what  ray get-auth-token  says there."
+        ) from error
+
+
+def slots_of(ray: Any) -> int:
+    """Return how many slots, which are Ray's CPUs, the cluster has."""
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
+def graphics_for(workers: int) -> int:
+    """Return how many GPUs of the cluster each worker gets; none where they are too few."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0)) // workers
+
+
+def refuse_few(ray: Any, slots: int, address: str, option: str) -> None:
+    """Raise where the cluster has fewer slots than the work needs."""
+    there = slots_of(ray)
+    if there < slots:
+        raise FieldmarkError(
+            f"The cluster at {address} has {there} slots and {option} needs {slots}: "
+            "ask for fewer, or let more machines join it."
+        )
+
+
+def refuse_strange(ray: Any, paths: Sequence[Path]) -> None:
+    """Raise where a machine has other versions or does not see a path, and name it."""
+    ours = versions()
+    for machine in machines(ray, paths):
+        unlike = [n for n in COMPARED if machine.versions.get(n) != ours.get(n)]
+        if unlike:
+            named = ", ".join(
+                f"{n} {machine.versions.get(n, 'none')} there, {ours.get(n, 'none')} here"
+                for n in unlike
+            )
+            raise FieldmarkError(
+                f"{machine.name} has other versions ({named}): install the same on all machines."
+            )
+        if machine.unseen:
+            raise FieldmarkError(
+                f"{machine.name} does not see {', '.join(machine.unseen)}: put it where all "
+                "machines find it under the same path, such as a shared folder."
+            )
+
+
+def machines(ray: Any, paths: Sequence[Path]) -> list[Machine]:
+    """Ask each machine of the cluster what it is and sees."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    wanted = [str(path.absolute()) for path in paths]
+    asked = ray.remote(num_cpus=0)(itself)
+    answers = {
+        node["NodeManagerAddress"]: asked.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(wanted)
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU")
+    }
+    found = []
+    for name, answer in answers.items():
+        try:
+            found.append(ray.get(answer, timeout=PATIENCE))
+        except ray.exceptions.RayError as error:
+            raise FieldmarkError(
+                f"The machine {name} of the cluster does not answer, or has no fieldmark: see that "
+                f"it runs and has fieldmark {version('fieldmark')}."
+            ) from error
+    return found
+
+
+def itself(paths: Sequence[str]) -> Machine:
+    """Say what this machine has, and which of the paths it does not see."""
+    unseen = tuple(path for path in paths if not os.path.exists(path))  # noqa: PTH110
+    return Machine(platform.node(), versions(), unseen)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions here of what must be the same everywhere."""
+    found = {}
+    for name in COMPARED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def environment(**variables: str) -> dict[str, Any]:
+    """Return Ray's `runtime_env` with which a worker has these variables, and ours."""
+    return {"env_vars": {**SETTINGS, **variables}}
