@@ -25,6 +25,7 @@ RANKS = (
         "threads",
         "state",
         "cluster",
+        "remote",
     ),
     ("decision", "mesh", "predictions", "sorting"),
     ("article", "resnet_v2", "bit", "weights", "kernels", "environment", "ledger"),
@@ -38,6 +39,7 @@ RANKS = (
     ("train", "bench", "uploads", "tensors"),
     ("diagnose", "endpoints", "joint"),
     ("serve",),
+    ("replicas",),
     ("cli",),
     ("__main__",),
 )

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fieldmark import backend
+from fieldmark import backend, remote
 
 RECORDED = (
     *("fieldmark", "keras", "tensorflow", "tensorflow-cpu", "jax", "torch"),
@@ -26,7 +26,7 @@ def describe(photos: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what the run was made with: versions, device, backend, commit, command line."""
     return {
         "command": shlex.join(sys.argv),
-        "photos": str(Path(photos).absolute()),
+        "photos": remote.origin(Path(photos)),
         "commit": commit(),
         "backend": backend.name,
         "gpus": backend.devices(),

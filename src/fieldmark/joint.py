@@ -28,13 +28,14 @@ from typing import Any
 
 import numpy as np
 
-from fieldmark import backend, cluster, console, loop, mesh, train
+from fieldmark import backend, cluster, console, loop, mesh, remote, train
 from fieldmark.batches import Batches
 from fieldmark.console import meter, say
 from fieldmark.errors import FieldmarkError
 from fieldmark.feed import feed
 from fieldmark.loop import Keeper, Signals, Stopped
 from fieldmark.recipe import Recipe
+from fieldmark.remote import Kept
 from fieldmark.run import Run, open_run
 
 IN_VAIN = 5  # starts without a single step between them, after which it is given up
@@ -49,6 +50,7 @@ class Team:
 
     workers: int
     address: str = ""  # of a Ray cluster; none: one of this machine
+    kept: Kept | None = None  # what the run's folder is kept at, where that is a URL
 
 
 def fit(
@@ -66,9 +68,10 @@ def fit(
     """
     recipe = recipe.resolved()
     refuse(recipe, team)
-    place = Path(out).absolute()
-    with cluster.joined(team.address, slots=team.workers, paths=[Path(photos)]) as ray:
-        learn = partial(together, ray=ray, team=team, photos=Path(photos).absolute(), out=place)
+    place, source = Path(out).absolute(), remote.origin(Path(photos))
+    seen = [] if remote.is_url(source) else [Path(source)]
+    with cluster.joined(team.address, slots=team.workers, paths=seen) as ray:
+        learn = partial(together, ray=ray, team=team, photos=source, out=place)
         return train.fit(recipe, photos, out, learn=learn, **options)
 
 
@@ -109,17 +112,21 @@ def together(
     keeper: Keeper,
     ray: Any,
     team: Team,
-    photos: Path,
+    photos: str,
     out: Path,
 ) -> None:
     """Have the workers train, as `loop.train` would, and show what they tell."""
-    cluster.refuse_strange(ray, [photos, out])
+    kept = team.kept if team.kept and team.kept.store else None
+    if kept is None:
+        cluster.refuse_strange(ray, [out])
     if not keeper.state.exists():  # all begin with the same weights: these
         loop.Course(network, recipe, training, validation, keeper).begin()
+    if kept:
+        kept.push()
     board = ray.remote(num_cpus=0, max_concurrency=4)(Board).remote()
     task = {
-        "out": str(out),
-        "photos": str(photos),
+        "out": kept.store.url if kept and kept.store else str(out),
+        "photos": photos,
         "batch_size": recipe.batch_size,
         "save_every": keeper.save_every,
         "board": board,
@@ -137,6 +144,9 @@ def together(
                 break
             at_work.join(NEWS_EVERY)
     trouble, stopped = ray.get(board.outcome.remote())
+    if kept:
+        kept.push()
+        kept.pull()  # state and best weights
     if trouble:
         raise FieldmarkError(trouble)
     if at_work.error is not None:
@@ -302,6 +312,7 @@ def work(task: dict[str, Any]) -> None:
     if rank >= count or not go_on:
         return
     if count > 1:
+        listen_at(ray.util.get_node_ip_address())
         jax.distributed.initialize(address, count, rank)
     try:
         share(task, rank, ray)
@@ -327,13 +338,31 @@ def meeting_point() -> str:
     return f"{host}:{port}"
 
 
+def listen_at(host: str) -> None:
+    """Have JAX's workers on CPUs listen where Ray knows this machine.
+
+    JAX 0.10 lets gloo take what the machine's own name stands for, which on many is 127.0.0.1, and
+    has no setting for it: where that changes, a test of three hosts says so.
+    """
+    from jax._src import xla_bridge
+
+    made = xla_bridge._jax.make_gloo_tcp_collectives
+    xla_bridge._jax.make_gloo_tcp_collectives = partial(made, hostname=host)
+
+
 def share(task: dict[str, Any], rank: int, ray: Any) -> None:
     """Go on with the run from its state, as one of its workers."""
+    with remote.kept(task["out"], role=f"worker {rank}") as kept:
+        share_in(kept, task, rank, ray)
+
+
+def share_in(kept: Kept, task: dict[str, Any], rank: int, ray: Any) -> None:
+    """Take part in the training of the run in a folder."""
     board = task["board"]
-    run = open_run(task["out"])
+    run = open_run(kept.folder)
     recipe = run.read_recipe()
     console.let_hear(ignore)  # the driver has said what there is to say of the photos
-    fed = feed(recipe, task["photos"], begun=run.read_split())
+    fed = feed(recipe, remote.opened(task["photos"]), begun=run.read_split())
     if fed.ours is None:
         raise FieldmarkError(f"{run.recipe} is of the article's pipeline, which has no workers.")
     keeper = train.keeper_of(run, save_every=task["save_every"])
@@ -342,6 +371,7 @@ def share(task: dict[str, Any], rank: int, ray: Any) -> None:
         console.let_hear(speaker.hear)
         keeper = replace(
             keeper,
+            pushed=kept.push,
             append=lambda line: speaker.hear(("append", line)),
             mend=lambda lines: speaker.hear(("mend", lines)),
         )

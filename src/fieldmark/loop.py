@@ -60,6 +60,7 @@ class Keeper:
     mend: Callable[[Sequence[Epoch]], None]  # makes the log hold these lines and no others
     best: Callable[[Any], None]  # keeps the weights of the network that it is given
     save_every: float = 300.0  # seconds between two states
+    pushed: Callable[[], None] = lambda: None  # is told that something new is kept
     save: bool = True  # the state is this process' to write: of several, one does
 
 
@@ -238,6 +239,7 @@ class Course:
                 arrays=values(self.network, self.optimiser, lost=self.lost),
             )
             self.saved = at
+            self.keeper.pushed()
         self.saved_at = time.monotonic()
 
     def lost(self, what: str) -> str:
@@ -358,6 +360,7 @@ class Course:
         if best is not None and best.epoch == self.header.epoch:
             self.keep_best(best)
         self.keeper.append(line)
+        self.keeper.pushed()
         say(sentence(line, len(self.training)))
 
     def figures(self) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fieldmark import files, predictions, split
+from fieldmark import files, predictions, remote, split
 from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
 from fieldmark.images import ImageSpec
@@ -196,7 +196,7 @@ class Run:
                 f"{self.environment} does not say where the photos are: add their folder as "
                 '"photos".'
             )
-        return Path(facts["photos"])
+        return remote.opened(facts["photos"])
 
     def photo(self, path: str) -> Path:
         """Return where a photo of the split lies; of "", their folder."""

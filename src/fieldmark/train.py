@@ -75,14 +75,16 @@ def fit(
     tensorboard: bool = False,
     mlflow: str = "",
     learn: Learn = loop.train,
+    pushed: Callable[[], None] = lambda: None,
 ) -> Run:
     """Train by the recipe and return the run, or go on with the one in `out`.
 
     The photos are only read. `preview` is a file for a sheet of what the network will see;
     `save_every` are the seconds between two states. `tensorboard` has the training told to the one,
     `mlflow` to the store of that address: `docs/trackers.md`. `learn` trains in place of
-    `loop.train`. Raises a `FieldmarkError` before anything is written where a photo, the folder
-    `out`, a value of the recipe or the run that is there stands in the way. Ctrl-C and SIGTERM save the state and leave.
+    `loop.train`; `pushed` is told whenever something new is kept. Raises a `FieldmarkError` before
+    anything is written where a photo, the folder `out`, a value of the recipe or the run that is
+    there stands in the way. Ctrl-C and SIGTERM save the state and leave.
     """
     recipe = recipe.resolved()
     trackers.require(tensorboard=tensorboard, mlflow=mlflow)
@@ -138,7 +140,9 @@ def fit(
                 trackers.told(run, followers) as audience,
                 backend.enough_memory(recipe.batch_size),
             ):
-                keeper = replace(keeper_of(run, save_every=save_every), append=audience.append)
+                keeper = replace(
+                    keeper_of(run, save_every=save_every), append=audience.append, pushed=pushed
+                )
                 teach(model, recipe, fed, album, keeper, learn=learn)
                 audience.finish(outcome(run))
         except (KeyboardInterrupt, SystemExit):
