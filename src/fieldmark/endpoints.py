@@ -210,6 +210,10 @@ class Figures:
         self._model.clear()
         self._model.labels(self.name, model.version, model.classifier.backend).set(1)
 
+    async def text(self) -> bytes:
+        """Return them as Prometheus reads them."""
+        return generate_latest(self.registry)
+
 
 # ---- the application -----------------------------------------------------------------------------
 
@@ -352,9 +356,7 @@ def watched(desk: Desk) -> APIRouter:
     @router.get("/metrics", responses={200: {"content": {"text/plain": {}}}, **errors()})
     async def metrics() -> Response:
         """Give the figures that Prometheus reads."""
-        return Response(
-            generate_latest(desk.figures.registry), headers={"content-type": CONTENT_TYPE_LATEST}
-        )
+        return Response(await desk.figures.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     return router
 

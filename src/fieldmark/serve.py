@@ -56,11 +56,7 @@ def serve(
     `load` is what loads it, for tests. Raises a FieldmarkError where the model cannot be loaded,
     the address cannot be had, the name is none, or the key in the environment is empty.
     """
-    if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
-        raise FieldmarkError(f"The name {name} is to be part of addresses: take letters and -.")
-    key = os.environ.get(KEY)
-    if key is not None and not key.strip():
-        raise FieldmarkError(f"{KEY} is empty: set it to a key, or unset it.")
+    key = checked(name)
     with listening(host, port) as listener:
         asyncio.run(
             run(
@@ -72,6 +68,16 @@ def serve(
                 batch=batch,
             )
         )
+
+
+def checked(name: str) -> str | None:
+    """Return the key that the environment has; raises where it or the model's name is none."""
+    if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        raise FieldmarkError(f"The name {name} is to be part of addresses: take letters and -.")
+    key = os.environ.get(KEY)
+    if key is not None and not key.strip():
+        raise FieldmarkError(f"{KEY} is empty: set it to a key, or unset it.")
+    return key
 
 
 @contextlib.contextmanager
@@ -124,7 +130,7 @@ async def run(
         )
         server = Server(config)
         loop = asyncio.get_running_loop()
-        swaps: set[asyncio.Task[None]] = set()  # a task that nobody holds may vanish
+        swaps: set[asyncio.Task[str]] = set()  # a task that nobody holds may vanish
 
         def stop() -> None:
             service.stopping = True
@@ -152,16 +158,17 @@ async def run(
             log.info("stopped")
 
 
-async def swap(service: Service, figures: Figures) -> None:
-    """Let the model that lies there now take over, if it is a whole one."""
+async def swap(service: Service, figures: Figures) -> str:
+    """Let the model that lies there now take over, if it is a whole one; else return why not."""
     try:
         figures.model(await service.swap())
     except FieldmarkError as error:
         figures.swaps.labels("refused").inc()
         log.error("swap refused", extra={"facts": {"reason": str(error), **facts(service)}})  # noqa: TRY400 - the reason is all of it
-    else:
-        figures.swaps.labels("taken").inc()
-        log.info("swapped", extra={"facts": facts(service)})
+        return str(error)
+    figures.swaps.labels("taken").inc()
+    log.info("swapped", extra={"facts": facts(service)})
+    return ""
 
 
 def facts(service: Service) -> dict[str, Any]:

@@ -160,25 +160,12 @@ class Service:
         return not self.stopping and not self._task.done()
 
     async def swap(self) -> Model:
-        """Load the model anew and let it take over; raises a FieldmarkError and keeps the old one.
-
-        Whatever a damaged model makes of its reader is caught: the old one goes on.
-        """
+        """Load the model anew and let it take over; raises a FieldmarkError where it cannot."""
         async with self._swapping:
             loop = asyncio.get_running_loop()
             # A thread of its own: the readers and the engine go on meanwhile.
             with ThreadPoolExecutor(1, "loader") as loader:
-                try:
-                    model = await loop.run_in_executor(
-                        loader, lambda: tried(self._load(), self.batch)
-                    )
-                except FieldmarkError:
-                    raise
-                except Exception as error:
-                    raise FieldmarkError(
-                        f"The new model cannot be loaded ({type(error).__name__}: {error}): put a "
-                        "whole one there, and send SIGHUP again."
-                    ) from error
+                model = await loop.run_in_executor(loader, loaded, self._load, self.batch)
             self.model = model
             self._explainer = None
             return model
@@ -294,6 +281,22 @@ class Service:
 
 
 # ---- models -------------------------------------------------------------------------------------
+
+
+def loaded(load: Callable[[], Classifier], batch: int) -> Model:
+    """Load a model that is to take over, and try it.
+
+    Raises a FieldmarkError, whatever a damaged model makes of its reader: the old one goes on.
+    """
+    try:
+        return tried(load(), batch)
+    except FieldmarkError:
+        raise
+    except Exception as error:
+        raise FieldmarkError(
+            f"The new model cannot be loaded ({type(error).__name__}: {error}): put a whole one "
+            "there, and send SIGHUP again."
+        ) from error
 
 
 def tried(classifier: Classifier, batch: int = 1) -> Model:
