@@ -1,10 +1,10 @@
-"""What a classifier says of photos, as many as there are: photos -> a table, a CSV, JSON, folders.
+"""What a classifier says of photos, as many as there are: photos -> a table, files, JSON, folders.
 
 In: a run or an export of one, and what `sources` makes of photos, folders and lists. Out: a line a
-photo for people or as JSON on standard output, a row a photo in a `ledger`, and copies or links
-sorted into a folder for each class.
+photo for people or as JSON on standard output, a row a photo in a `ledger` or in `parts`, and
+copies or links sorted into a folder for each class.
 
-    fieldmark predict MODEL PHOTO|FOLDER|- ... [--csv FILE] [--json] [--sort-into DIR]
+    fieldmark predict MODEL PHOTO|FOLDER|- ... [--csv FILE | --parquet DIR] [--json] ...
 
 Photos are read and decoded on many threads while the classifier computes. Nothing that is kept
 grows with their number but 8 bytes each. The photos are only read, and one that cannot be is
@@ -20,7 +20,7 @@ import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.cells import cell_len
 
-from fieldmark import data, files, ledger, sorting, sources
+from fieldmark import data, ledger, parts, sorting, sources
 from fieldmark.console import progress
 from fieldmark.errors import FieldmarkError
 from fieldmark.findings import printable
@@ -51,15 +51,18 @@ NAMED = 20  # unreadable photos that are named at the end; the CSV has all
 KINDS = 100  # extensions of other files that are counted apart
 
 Write = Callable[[Sequence[Row]], None]
+# Who reads and computes: yields what is said of the photos that were not seen before. It remembers
+# those in `Seen`, and counts in the account what is no photo.
+Work = Callable[[Classifier, Sources, Seen, "Account"], Generator[list[Row], None, None]]
 
 
 @dataclass
 class Account:
     """How many photos got which answer."""
 
-    known: int = 0  # photos that were in the CSV already
+    known: int = 0  # photos that had been predicted before
     answers: Counter[str] = field(default_factory=Counter)  # by class, and `NONE`
-    unreadable: int = 0  # those of the CSV included
+    unreadable: int = 0  # those that are known included
     named: list[Row] = field(default_factory=list)  # some that could not be read
     most_named: int = 0
     others: Counter[str] = field(default_factory=Counter)  # files that are no photos, by extension
@@ -83,7 +86,7 @@ class Account:
         lines = [f"Predicted: {self.answers.total():,} photos"]
         lines += [f"  {count:>9,}  {printable(name)}" for name, count in self.answers.most_common()]
         if self.known:
-            lines.append(f"Known already: {self.known:,} photos of the CSV")
+            lines.append(f"Known already: {self.known:,} photos")
         if self.others:
             kinds = ", ".join(f"{n:,} x {kind}" for kind, n in self.others.most_common())
             lines.append(f"Not read: {printable(kinds)}")
@@ -100,27 +103,33 @@ def predict(
     places: Sequence[Path],
     *,
     csv: Path | None = None,
+    parquet: Path | None = None,
     as_json: bool = False,
     top: int = 3,
     sort_into: Path | None = None,
     sort_as: How = "copy",
     standard_input: IO[bytes] | None = None,
+    work: Work | None = None,
 ) -> Account:
     """Predict all photos of the places, write down what is asked for, and return an account.
 
-    Without `csv`, `as_json` and `sort_into` the answers are printed for people; `top` is how many
-    classes that and JSON name. A `csv` that exists is gone on with. Raises a FieldmarkError where a
-    place is not there, or what is to be written would lie among the photos.
+    Without `csv`, `parquet`, `as_json` and `sort_into` the answers are printed for people; `top` is
+    how many classes that and JSON name. What exists of the first two is gone on with. Without a
+    `work` this process does it. Raises a FieldmarkError where a place is not there, or what is to
+    be written would lie among the photos.
     """
     if top < 1:
         raise FieldmarkError(f"The {top} most probable classes: name at least one.")
-    for_people = csv is None and sort_into is None and not as_json
+    if csv is not None and parquet is not None:
+        raise FieldmarkError("A CSV or Parquet: one of them says which photos were had, not both.")
+    kept = csv or parquet
+    for_people = kept is None and sort_into is None and not as_json
     account, seen = Account(most_named=0 if for_people or as_json else NAMED), Seen()
     with ExitStack() as stack:
-        source = stack.enter_context(sources.opened(places, standard_input or sys.stdin.buffer))
-        for place in (csv, sort_into):
-            if place is not None:
-                files.refuse_among(place, source.read_only)
+        written = [place for place in (kept, sort_into) if place is not None]
+        source = stack.enter_context(
+            sources.opened(places, standard_input or sys.stdin.buffer, written=written)
+        )
         classifier = model if isinstance(model, Classifier) else Classifier.load(model)
         writers: list[Write] = [account.add]
         if as_json:
@@ -129,10 +138,10 @@ def predict(
             writers.append(partial(_print_line, classes=classifier.classes, top=top))
         if sort_into is not None:
             writers.append(partial(_sort, target=sorting.Target(sort_into, sort_as)))
-        if csv is not None:  # the last: a photo that is in it has been dealt with
+        if kept is not None:  # the last: a photo that is in it has been dealt with
             book = stack.enter_context(
-                ledger.opened(
-                    csv,
+                (ledger if parquet is None else parts).opened(
+                    kept,
                     classes=classifier.classes,
                     model=identity(classifier),
                     had=partial(_had, account=account, seen=seen),
@@ -141,10 +150,11 @@ def predict(
             writers.append(book.add)
             if account.known:
                 progress.print(
-                    f"Going on: {account.known:,} photos are in {csv} and are left as they are.",
+                    f"Going on: {account.known:,} photos are in {kept} and are left as they are.",
                     markup=False,
                 )
-        for rows in _rows(classifier, _Waiting(source, seen, account), account):
+        done = stack.enter_context(closing((work or work_here)(classifier, source, seen, account)))
+        for rows in done:
             for write in writers:
                 write(rows)
     return account
@@ -211,27 +221,37 @@ def _had(path: str, error: str, *, account: Account, seen: Seen) -> None:
     account.unreadable += bool(error)
 
 
-def _rows(classifier: Classifier, items: Collection[Item], account: Account) -> Iterator[list[Row]]:
-    """Yield what is said of the photos, a batch at a time, in their order."""
-    with closing(
-        spread(partial(_look, classifier=classifier), items, "Predicting", handful=HANDFUL)
-    ) as looks:
+def work_here(
+    classifier: Classifier, source: Sources, seen: Seen, account: Account
+) -> Generator[list[Row], None, None]:
+    """Yield what is said of the photos, a batch at a time, in their order; see `Work`."""
+    items = _Waiting(source, seen, account)
+    read = partial(look, classifier=classifier)
+    with closing(spread(read, items, "Predicting", handful=HANDFUL)) as looks:
         while some := list(islice(looks, BATCH)):
-            squares = [look.square for look in some if look.square is not None]
-            found = iter(classifier.answers(np.stack(squares)) if squares else [])
-            rows = []
-            for look in some:
-                if look.square is not None:
-                    answer = next(found)
-                    rows.append(Row(look.path, answer.label, answer.probabilities))
-                elif look.why:
-                    rows.append(Row(look.path, error=look.why))
-                else:
-                    account.leave_out(look.path)
+            rows, others = answered(classifier, some)
+            for path in others:
+                account.leave_out(path)
             yield rows
 
 
-def _look(item: Item, *, classifier: Classifier) -> Look:
+def answered(classifier: Classifier, looks: Sequence[Look]) -> tuple[list[Row], list[str]]:
+    """Return what is said of the photos, and the paths of those that are none."""
+    squares = [each.square for each in looks if each.square is not None]
+    found = iter(classifier.answers(np.stack(squares)) if squares else [])
+    rows, others = list[Row](), list[str]()
+    for each in looks:
+        if each.square is not None:
+            answer = next(found)
+            rows.append(Row(each.path, answer.label, answer.probabilities))
+        elif each.why:
+            rows.append(Row(each.path, error=each.why))
+        else:
+            others.append(each.path)
+    return rows, others
+
+
+def look(item: Item, *, classifier: Classifier) -> Look:
     """Read a file and make of it what the classifier sees."""
     try:
         photo = content(item)

@@ -19,20 +19,23 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple
 
-from fieldmark.console import say
+from fieldmark import locks
+from fieldmark.console import progress
 from fieldmark.errors import FieldmarkError
 
 # What must be the same on all machines, or they would not compute the same.
 COMPARED = ("fieldmark", "keras", "jax", "numpy", "pillow")
 PATIENCE = 60.0  # seconds that a machine of the cluster has to answer
 KNOCK = 5.0  # seconds that the address has
+FOLDER = "ray-fieldmark-"  # how the folder of a cluster of this machine begins
+LOCK = "in-use"  # the file in it that whoever works has locked
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -104,22 +107,57 @@ def connection(ray: Any, address: str, slots: int) -> Iterator[None]:
             ray.init(address=address, **quiet)
         yield
         return
-    # Ray's own place would be shared with everybody's; its sockets bear no long path.
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp" if Path("/tmp").is_dir() else None)  # noqa: S108
+    with temporary_folder() as folder:
+        try:
+            processors = max(slots, os.cpu_count() or 1)
+            # Not on standard output, where there may be answers as JSON.
+            progress.print(f"Starting a cluster of this machine, with {processors} slots")
+            with in_time():
+                ray.init(
+                    address="local",
+                    num_cpus=processors,
+                    include_dashboard=False,
+                    _temp_dir=str(folder),
+                    **quiet,
+                )
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def in_time() -> Iterator[None]:
+    """Say in a sentence that Ray has given up to start; it does so after 30 seconds."""
     try:
-        processors = max(slots, os.cpu_count() or 1)
-        say(f"Starting a cluster of this machine, with {processors} slots")
-        ray.init(
-            address="local",
-            num_cpus=processors,
-            include_dashboard=False,
-            _temp_dir=folder,
-            **quiet,
-        )
         yield
+    except Exception as error:  # it has no class of its own
+        if "timed out during startup" not in str(error):
+            raise
+        raise FieldmarkError(
+            "Ray has not started within half a minute, so busy is this machine: wait, and give "
+            "the command again."
+        ) from error
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a folder for a cluster; those of processes that were killed are taken away as well.
+
+    Ray's own place would be shared with everybody's; its sockets bear no long path.
+    """
+    around = Path("/tmp" if Path("/tmp").is_dir() else tempfile.gettempdir())  # noqa: S108
+    for lock in around.glob(f"{FOLDER}*/{LOCK}"):
+        with suppress(OSError):
+            if not locks.in_use(lock):
+                shutil.rmtree(lock.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER, dir=around))
+    held = locks.exclusive(folder / LOCK, create=True)
+    try:
+        yield folder
     finally:
-        ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        if held is not None:
+            os.close(held)
 
 
 def settings(address: str) -> dict[str, str]:

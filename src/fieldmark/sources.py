@@ -5,7 +5,7 @@ million photos takes no more memory than one of ten. `Seen` remembers in 8 bytes
 had before. No file is opened here but the list. `fieldmark predict MODEL PHOTO|FOLDER|- ...`
 
 Hidden files, what systems put among photos, and links are as `data` has them: links are followed,
-and each folder is entered once.
+and each folder is entered once. A link that leads to where answers are written is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from fieldmark import data
+from fieldmark import data, files
 from fieldmark.errors import FieldmarkError
 
 STANDARD_INPUT = Path("-")
@@ -80,8 +80,11 @@ class Seen:
 class Sources:
     """What a user has named; made by `opened`, iterated as often as wanted."""
 
-    def __init__(self, places: Sequence[Path], listed: IO[bytes] | None) -> None:
+    def __init__(
+        self, places: Sequence[Path], listed: IO[bytes] | None, *, written: Sequence[Path] = ()
+    ) -> None:
         self.places = places
+        self.written = written
         self._listed = listed
 
     def __iter__(self) -> Iterator[Item]:
@@ -91,22 +94,20 @@ class Sources:
                 if self._listed is not None:
                     yield from _named_in(self._listed)
             elif place.is_dir():
-                yield from walk(place)
+                yield from walk(place, written=self.written)
             else:
                 yield Item(os.path.abspath(place), named=True)  # noqa: PTH100 - keeps links
 
-    @property
-    def read_only(self) -> tuple[Path, ...]:
-        """Return where nothing may be written: the folders and the photos that were named."""
-        return tuple(place for place in self.places if place != STANDARD_INPUT)
-
 
 @contextmanager
-def opened(places: Sequence[Path], standard_input: IO[bytes]) -> Iterator[Sources]:
+def opened(
+    places: Sequence[Path], standard_input: IO[bytes], *, written: Sequence[Path] = ()
+) -> Iterator[Sources]:
     """Give what a user has named, for as long as the block runs.
 
     A list on standard input (`-`) is read to its end first and put on the disk: who goes through it
-    twice can say how much is left. Raises a FieldmarkError for a place that is not there.
+    twice can say how much is left. Raises a FieldmarkError for a place that is not there, or where
+    one of `written`, which the answers go to, lies in it or is linked to.
     """
     if not places:
         raise FieldmarkError("Name photos, folders of them, or - for a list on standard input.")
@@ -115,31 +116,37 @@ def opened(places: Sequence[Path], standard_input: IO[bytes]) -> Iterator[Source
             raise FieldmarkError(f"There is no photo {place}: name one, or a folder of them.")
         if place.is_dir() and not os.access(place, os.R_OK | os.X_OK):
             raise FieldmarkError(f"{place} cannot be read: change its rights.")
+    for place in written:
+        files.refuse_among(place, [each for each in places if each != STANDARD_INPUT])
     if STANDARD_INPUT not in places:
-        yield Sources(places, None)
+        yield Sources(places, None, written=written)
         return
     with tempfile.TemporaryFile() as listed:
         while chunk := standard_input.read(CHUNK):
             listed.write(chunk)
-        yield Sources(places, listed)
+        yield Sources(places, listed, written=written)
 
 
-def walk(folder: Path) -> Iterator[Item]:
+def walk(folder: Path, *, written: Sequence[Path] = ()) -> Iterator[Item]:
     """Yield every file of a folder and of those below it; links to folders come after all others.
 
-    A folder that cannot be opened is an item with a reason, its path ends in a slash.
+    A folder that cannot be opened is an item with a reason, its path ends in a slash. Raises a
+    FieldmarkError for a link that leads to one of `written`.
     """
     around = {data.identity_of(above) for above in folder.resolve().parents}
     entered = set[tuple[int, int]]()
     pending, links = [os.path.abspath(folder)], list[str]()  # noqa: PTH100 - keeps links
     while pending or links:
-        place = pending.pop() if pending else heapq.heappop(links)
+        linked = not pending
+        place = heapq.heappop(links) if linked else pending.pop()
         folders = list[str]()
         try:
             identity = data.identity_of(Path(place))
             if identity in around or identity in entered:
                 continue
             entered.add(identity)
+            if linked:
+                _refuse_way(place, written)
             with os.scandir(place) as entries:
                 for entry in _in_order(entries):
                     real_folder = entry.is_dir(follow_symlinks=False)
@@ -147,13 +154,32 @@ def walk(folder: Path) -> Iterator[Item]:
                         yield Item(entry.path, skipped=True)
                     elif real_folder:
                         folders.append(entry.path)
-                    elif entry.is_symlink() and stat.S_ISDIR(data.mode_of(Path(entry.path))):
+                    elif not entry.is_symlink():
+                        yield Item(entry.path)
+                    elif stat.S_ISDIR(mode := data.mode_of(Path(entry.path))):
                         heapq.heappush(links, entry.path)
                     else:
+                        if not mode:  # it leads nowhere yet
+                            _refuse_way(entry.path, written)
                         yield Item(entry.path)
         except OSError as error:
             yield Item(f"{place}{os.sep}", why=f"cannot be opened ({error.strerror or error})")
         pending += sorted(folders, reverse=True)
+
+
+def _refuse_way(link: str, written: Sequence[Path]) -> None:
+    """Raise where a link leads to something that is written, around it or into it.
+
+    What is written there would be taken for photos to answer, and those are only read.
+    """
+    target = Path(os.path.realpath(link))
+    for place in written:
+        real = Path(os.path.realpath(place))
+        if real.is_relative_to(target) or target.is_relative_to(real):
+            raise FieldmarkError(
+                f"{link}, among the photos, is a link that leads to {place}, which is written: "
+                "write elsewhere, or take the link away."
+            )
 
 
 def _in_order(entries: Iterable[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
