@@ -150,7 +150,7 @@ def _from_nothing(
 ) -> Chosen:
     """Choose resolution and epochs for a network that knows nothing yet."""
     name = network_named(wishes.get("network", "resnet26v2_half"))
-    for sizes in _sides(photos, wishes.get("image_size", 0)):
+    for sizes in sides(photos, wishes.get("image_size", 0)):
         epoch = _epoch(photos, device, name, sizes)
         if seconds / epoch * photos.count >= ENOUGH:
             break
@@ -284,7 +284,7 @@ def network_named(name: str) -> Network:
 # ---- both ---------------------------------------------------------------------------------------
 
 
-def _sides(photos: Facts, wish: int) -> list[tuple[int, int, int]]:
+def sides(photos: Facts, wish: int) -> list[tuple[int, int, int]]:
     """Return begin, end and validation sides to choose from, the largest first."""
     if wish:
         return [(_even(wish * 3 / 4), _even(wish), wish)]

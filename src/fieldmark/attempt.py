@@ -1,0 +1,181 @@
+"""One training of a search, in a process of its own, which may be killed and started again.
+
+In: a `Job`, a trial's number and its values of the recipe. Out: a run folder, as `fieldmark train`
+makes it but for the figures, and a report after each look at the validation photos.
+"""
+
+# Keras is imported in functions only: the process imports this module before it is told with how
+# many threads it may compute.
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fieldmark import locks, split
+from fieldmark.console import be_quiet
+from fieldmark.errors import FieldmarkError
+from fieldmark.recipe import Recipe
+from fieldmark.run import Epoch, create, is_run, open_run
+from fieldmark.trials import Plan, Search, Trial
+
+SAVE_EVERY = 60.0  # seconds of a trial that a kill may cost
+PATIENCE = 60.0  # seconds for a trial's killed process to be gone
+
+# One thread a trial, in every library that would else take all processors.
+THREADS = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+    "NPROC": "1",  # XLA's
+}
+
+
+class Job(NamedTuple):
+    """What a trial's process is told."""
+
+    plan: Plan
+    folder: Path
+    photos: Path
+    command: str
+
+
+def trained(job: Job, config: Mapping[str, Any]) -> None:
+    """Train a trial, or go on with it, and report each look at the validation photos to Ray.
+
+    What is wrong with its values is reported too; all else raises, and is tried again.
+    """
+    from ray import tune as ray_tune
+
+    os.environ.update({name: os.environ.get(name, value) for name, value in THREADS.items()})
+    os.environ["KERAS_BACKEND"] = job.plan.backend
+    be_quiet()
+    try:
+        training(job, config["number"], config["values"], ray_tune.report)
+    except FieldmarkError as error:
+        ray_tune.report({"failure": str(error)})
+
+
+def training(
+    job: Job, number: int, values: Mapping[str, Any], report: Callable[[dict[str, float]], object]
+) -> None:
+    """Train a trial in its run folder as `fieldmark train` would, or go on with it."""
+    from fieldmark import backend, environment, loop, train, weights
+    from fieldmark.feed import feed
+
+    search = Search(job.folder, job.plan)
+    run = search.run(number)
+    recipe = job.plan.recipe(values)
+    log = list(run.read_log()) if is_run(run.folder) else []
+    for said in course(log, recipe):  # whoever hears of it has been started anew as well
+        report(said)
+    backend.keras.utils.set_random_seed(recipe.seed)
+    fed = feed(recipe, job.photos, begun=split.read(search.split))
+    if fed.ours is None:
+        raise FieldmarkError("The article's pipeline is not searched.")
+    model = train.built(recipe, len(fed.photos.classes))
+    if not is_run(run.folder):
+        create(
+            run.folder,
+            recipe=recipe,
+            environment={**environment.describe(job.photos), "command": job.command},
+            classes=fed.photos.classes,
+            specification=fed.specification,
+            records=fed.records,
+        )
+    run = open_run(run.folder)
+
+    def append(line: Epoch) -> None:
+        run.append_log(line)
+        log.append(line)
+        if "val_loss" in line:
+            *_, said = ({}, *course(log, recipe))
+            report(said)
+
+    with held(run.lock):
+        if not run.last.exists():
+            if recipe.weights:
+                weights.load(model, recipe.weights)
+            if recipe.probe:
+                groups = [row.group or row.path for row in fed.records if row.split == "training"]
+                train.probe(model, recipe, fed.ours, run, groups=groups)
+        keeper = replace(train.keeper_of(run, save_every=SAVE_EVERY), append=append)
+        with backend.enough_memory(recipe.batch_size):
+            loop.train(
+                model,
+                recipe,
+                training=fed.ours.epochs,
+                validation=fed.ours.validation,
+                keeper=keeper,
+            )
+
+
+@contextmanager
+def held(lock: Path) -> Iterator[None]:
+    """Keep every other process out of a run; wait until one that was killed is gone."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        with locks.sole(lock) as ours:
+            if ours:
+                yield
+                return
+        if time.monotonic() > until:
+            raise TimeoutError(f"{lock} is held by another process")
+        time.sleep(0.2)
+
+
+# ---- what a run says ---------------------------------------------------------------------------
+
+
+def course(log: Sequence[Epoch], recipe: Recipe) -> Iterator[dict[str, float]]:
+    """Yield what a trial says after each look at the validation photos.
+
+    `share` is how much of the training is done, in hundredths: trainings of different sizes of
+    photos have different numbers of epochs, and take the same time.
+    """
+    from fieldmark import loop
+
+    for place, line in enumerate(log, start=1):
+        best = loop.best_of(log[:place], recipe.monitor)
+        if "val_loss" in line and best is not None:
+            yield {"share": 100 * place / recipe.epochs, "value": best.value}
+
+
+def judged(search: Search, trial: Trial, failure: str) -> Trial:
+    """Return a trial with what its run came to."""
+    from fieldmark import loop
+
+    run = search.run(trial.number)
+    log = run.read_log() if is_run(run.folder) else []
+    best = loop.best_of(log, search.plan.monitor)
+    trial = replace(
+        trial,
+        epochs=len(log),
+        seconds=round(sum(line.get("seconds") or 0.0 for line in log), 1),
+        state="failed",
+        reason=failure,
+    )
+    if best is not None:
+        prefix = "averaged_" if best.averaged else ""
+        line = log[best.epoch - 1]
+        trial = replace(
+            trial,
+            value=best.value,
+            epoch=best.epoch,
+            averaged=best.averaged,
+            loss=line[f"{prefix}val_loss"],
+            accuracy=line[f"{prefix}val_accuracy"],
+        )
+    if failure:
+        return trial
+    if best is None:
+        return replace(trial, reason="no loss was a number")
+    recipe = run.read_recipe()
+    return replace(trial, state="done" if loop.over(log, recipe, recipe.epochs) else "stopped")
