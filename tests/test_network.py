@@ -88,10 +88,15 @@ class Hosts:
         )
 
         def complete() -> bool:
-            found = self.on("head", [sys.executable, "-c", program])
-            return b"slots 2" in found.communicate(timeout=60)[0]
+            asked = self.on("head", [sys.executable, "-c", program])
+            try:
+                return b"slots 2" in asked.communicate(timeout=60)[0]
+            except subprocess.TimeoutExpired:
+                asked.kill()
+                asked.communicate()
+                return False
 
-        wait_until(complete, 180)
+        wait_until(complete, 300)
 
     def serve(self, name: str, words: str) -> None:
         ray = f"{sys.executable} -m ray.scripts.scripts start --block"
@@ -156,7 +161,7 @@ def hosts() -> Iterator[Hosts]:
         made.remove()
 
 
-TRAINING = {**VALUES, "epochs": "150", "validate-every": "50", "save-every": "1"}
+TRAINING = {**VALUES, "epochs": "40", "validate-every": "20", "save-every": "1"}
 
 
 def train(hosts: Hosts, birds: Path, out: Path) -> subprocess.Popen[bytes]:

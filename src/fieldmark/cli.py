@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,7 +37,22 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 def _path(_: Any, tokens: Sequence[Token]) -> Path:
     """Read a path; a shell leaves the tilde of `--out=~/run` as it is."""
-    return Path(tokens[0].value).expanduser()
+    text = tokens[0].value
+    if "://" in text:
+        raise FieldmarkError(
+            f"{text} is a URL, and a folder or file of this machine is wanted here: copy it first."
+        )
+    return Path(text).expanduser()
+
+
+def _source(hint: Any, tokens: Sequence[Token]) -> Path:
+    """Read a path, or fetch what lies at a URL."""
+    text = tokens[0].value
+    if "://" not in text:
+        return _path(hint, tokens)
+    from fieldmark import remote
+
+    return remote.near(text)
 
 
 def _whole(_: Any, tokens: Sequence[Token]) -> int:
@@ -45,6 +61,7 @@ def _whole(_: Any, tokens: Sequence[Token]) -> int:
 
 
 Place = Annotated[Path, Parameter(converter=_path)]
+Source = Annotated[Path, Parameter(converter=_source)]
 Whole = Annotated[int, Parameter(converter=_whole)]
 
 
@@ -112,7 +129,7 @@ def launch(
 
 @app.command(help_epilogue="Example: `fieldmark check photos --csv photos.csv --html photos.html`")
 def check(
-    photos: Place,
+    photos: Source,
     /,
     *,
     split: Place | None = None,
@@ -152,7 +169,7 @@ def check(
 
 @app.command(help_epilogue="Example: `fieldmark split photos --out split.csv --test 0.1`")
 def split(
-    photos: Place,
+    photos: Source,
     /,
     *,
     out: Place,
@@ -217,10 +234,10 @@ def cache(*, clear: Annotated[bool, Parameter(negative=())] = False) -> None:
     help_epilogue="Example: `fieldmark train photos --recipe article --out runs/first --epochs 3`"
 )
 def train(
-    photos: Place,
+    photos: Source,
     /,
     *,
-    out: Place | None = None,
+    out: str | None = None,
     preview: Place | None = None,
     recipe: str = "",
     minutes: float | None = None,
@@ -228,6 +245,8 @@ def train(
     language: Literal["en", "zh"] = "en",
     show: Annotated[bool, Parameter(negative=())] = False,
     save_every: float = 300.0,
+    workers: Whole | None = None,
+    address: str = "",
     tensorboard: Annotated[bool, Parameter(negative=())] = False,
     mlflow: str = "",
 ) -> None:
@@ -237,9 +256,9 @@ def train(
     ----------
     photos
         The folder, with one sub-folder of photos for each class, or a CSV with the columns path
-        and label. It is only read.
+        and label. It is only read. A URL such as `s3://bucket/photos` is fetched first.
     out
-        The run folder to make. One that exists is gone on with.
+        The run folder to make. One that exists is gone on with. It may be a URL.
     preview
         Write a sheet of what the network will see into this file; without `--out` that is all.
     recipe
@@ -255,6 +274,11 @@ def train(
         Show the figures on the screen too; each waits until it is closed.
     save_every
         Seconds from one state on the disk to the next; the end of an epoch always has one.
+    workers
+        Train with so many processes, each with its share of every batch, on JAX.
+    address
+        The Ray cluster that the workers are of, such as `10.0.0.1:6379`; without one they are
+        processes of this machine.
     tensorboard
         Write what TensorBoard shows of the training, as it goes on, into the run.
     mlflow
@@ -266,26 +290,92 @@ def train(
     changes = values.model_dump(include=values.model_fields_set)
     if recipe:
         chosen = named(recipe).changed(**changes)
+    if workers is not None:
+        os.environ.setdefault("KERAS_BACKEND", "jax")
+    elif address:
+        raise FieldmarkError("--address is of a cluster for --workers: give their number too.")
+    from fieldmark import joint, remote
     from fieldmark import train as trainer
 
-    if not recipe:
-        chosen = trainer.choose(photos, minutes=minutes, out=out, **changes)
-    elif minutes is not None:
-        raise FieldmarkError("--minutes are for a recipe that is chosen: leave --recipe out.")
-    if out is not None:
-        trainer.fit(
+    with remote.kept(out or "") as kept:
+        folder = kept.folder if out else None
+        if not recipe:
+            chosen = trainer.choose(photos, minutes=minutes, out=folder, **changes)
+        elif minutes is not None:
+            raise FieldmarkError("--minutes are for a recipe that is chosen: leave --recipe out.")
+        if folder is None:
+            trainer.preview_only(chosen, photos, preview or Path())
+            return
+        team = None if workers is None else joint.Team(workers, address, kept)
+        fit = trainer.fit if team is None else partial(joint.fit, team=team)
+        fit(
             chosen,
             photos,
-            out,
+            folder,
             preview=preview,
             language=language,
             show=show,
             save_every=save_every,
             tensorboard=tensorboard,
             mlflow=mlflow,
+            pushed=kept.push,
         )
-    elif preview is not None:
-        trainer.preview_only(chosen, photos, preview)
+
+
+@app.command(help_epilogue="Example: `fieldmark tune photos --out found --trials 30 --minutes 5`")
+def tune(
+    photos: Source,
+    /,
+    *,
+    out: Place,
+    trials: Whole = 30,
+    workers: Annotated[int | None, Parameter(converter=_whole)] = None,
+    minutes: float | None = None,
+    recipe: str = "",
+    values: Annotated[RecipeFlags, Parameter(name="*")] = NO_FLAGS,
+    space: Place | None = None,
+    address: str = "",
+    keep: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Search for a better recipe than the chosen one, or go on with a search that was stopped.
+
+    Parameters
+    ----------
+    photos
+        The folder, or a CSV with the columns path and label. It is only read.
+    out
+        The folder to make: a table, a picture, the best recipe, a run a trial. One that exists is
+        gone on with.
+    trials
+        How many trainings in all; the first one is by the recipe that is chosen.
+    workers
+        How many at a time, each on one processor: as many as there are unless said.
+    minutes
+        Time that one training may take, as for `train`: about 10 unless said.
+    recipe
+        What to begin with, in place of the one that is chosen. The flags below settle single
+        values, which are not searched then.
+    space
+        A TOML file with the fields to search.
+    address
+        The Ray cluster to work on, such as `10.0.0.1:6379`; without one, this machine.
+    keep
+        Keep the weights of all trials, not only of the best one and the first one.
+    """
+    from fieldmark.tune import tune as search
+
+    search(
+        photos,
+        out,
+        count=trials,
+        workers=workers,
+        minutes=minutes,
+        recipe=recipe,
+        values=values.model_dump(include=values.model_fields_set),
+        space_file=space,
+        address=address,
+        keep=keep,
+    )
 
 
 @app.command(help_epilogue="Example: `fieldmark evaluate runs/first`")
@@ -442,14 +532,17 @@ def export(
 
 @app.command(help_epilogue="Example: `fieldmark predict runs/first photos --csv answers.csv`")
 def predict(
-    model: Place,
+    model: Source,
     /,
-    *photos: Annotated[Path, Parameter(converter=_path, allow_leading_hyphen=True)],
+    *photos: Annotated[Path, Parameter(converter=_source, allow_leading_hyphen=True)],
     csv: Place | None = None,
+    parquet: Place | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
     top: Whole = 3,
     sort_into: Place | None = None,
     sort_as: Literal["copy", "symlink", "hardlink"] = "copy",
+    workers: Whole | None = None,
+    address: str = "",
     strict: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Say what is on photos, as many as there are.
@@ -464,6 +557,8 @@ def predict(
     csv
         Write a row a photo into this file. One that exists is gone on with: photos that are in it
         are left as they are.
+    parquet
+        Write them into this folder, as Parquet, in place of a CSV; it is gone on with as well.
     json
         Print a line of JSON a photo.
     top
@@ -472,13 +567,30 @@ def predict(
         Copy each photo into a folder for its class, in this one; none is moved.
     sort_as
         Link the photos there in place of copying them.
+    workers
+        Read and compute with so many processes, each on a processor of its own.
+    address
+        The Ray cluster that the workers are of, such as `10.0.0.1:6379`; without one they are
+        processes of this machine.
     strict
         Exit with 1 where a photo could not be read.
     """
-    from fieldmark.answers import predict as answer
+    from fieldmark import answers, lake
 
+    if address and workers is None:
+        raise FieldmarkError("--address is of a cluster for --workers: give their number too.")
+    answer = answers.predict
+    if workers is not None:
+        answer = partial(lake.predict, workers=workers, address=address)
     account = answer(
-        model, photos, csv=csv, as_json=json, top=top, sort_into=sort_into, sort_as=sort_as
+        model,
+        photos,
+        csv=csv,
+        parquet=parquet,
+        as_json=json,
+        top=top,
+        sort_into=sort_into,
+        sort_as=sort_as,
     )
     print(account, file=sys.stderr if json else sys.stdout)
     if strict and account.unreadable:
@@ -510,12 +622,15 @@ def bench(model: Place, /, *photos: Place, rounds: Whole = 10) -> None:
 
 @app.command(help_epilogue="Example: `fieldmark serve runs/first/export/openvino-int8`")
 def serve(
-    model: Place,
+    model: Source,
     /,
     *,
     host: str = "127.0.0.1",
     port: Whole = 8000,
     name: str = "fieldmark",
+    ray: Annotated[bool, Parameter(negative=())] = False,
+    replicas: str | None = None,
+    address: str = "",
 ) -> None:
     """Answer photos over HTTP, and show a page for them, until Ctrl-C or SIGTERM.
 
@@ -529,10 +644,26 @@ def serve(
         The port to listen at.
     name
         What the model is called in addresses, as the open inference protocol has them.
+    ray
+        Answer by several processes, on one machine or many, by Ray Serve.
+    replicas
+        How many with `--ray`: 1 unless said, or as many as the requests need, such as `1-4`.
+    address
+        The Ray cluster to serve in, such as `10.0.0.1:6379`; without one it is this machine.
     """
-    from fieldmark.serve import serve as listen
+    if not ray:
+        if address or replicas is not None:
+            raise FieldmarkError("--replicas and --address are for a server by Ray: say --ray too.")
+        from fieldmark.serve import serve as listen
 
-    listen(model, host=host, port=port, name=name)
+        listen(model, host=host, port=port, name=name)
+        return
+    from fieldmark import cluster
+
+    cluster.require()
+    from fieldmark.replicas import serve as share
+
+    share(model, replicas=replicas or "1", address=address, host=host, port=port, name=name)
 
 
 @app.command(help_epilogue="Example: `fieldmark recipe scratch > mine.toml`")
