@@ -100,7 +100,7 @@ class Answer(NamedTuple):
     def error(self) -> str:
         """The sentence of an error."""
         content = self.json
-        assert set(content) == {"error"}
+        assert set(content) - {"code"} == {"error"}
         sentence: str = content["error"]
         assert sentence.endswith(".")
         assert "Traceback" not in sentence

@@ -249,6 +249,32 @@ def test_nothing_is_written_among_the_photos(
     assert contents(photos) == before
 
 
+@pytest.mark.parametrize("leads_to", ["out", "out/red", ".", "out/rose/later"])
+@pytest.mark.parametrize("name", ["csv", "sort_into"])
+@pytest.mark.parametrize("there", [True, False], ids=["there", "not there yet"])
+def test_no_link_among_the_photos_leads_to_what_is_written(
+    classifier: Classifier, photos: Path, leads_to: str, name: str, there: bool
+) -> None:
+    around = photos.parent / "around"
+    (around / "other").mkdir(parents=True)
+    if there or name == "csv":
+        painted(around / "out" / "red" / "old.png", (200, 0, 0))
+        (around / leads_to).mkdir(parents=True, exist_ok=True)
+    (photos / "a" / "link").symlink_to(around / leads_to)
+    (photos / "b" / "link").symlink_to(around / "other")  # leads past it
+    before = contents(around)
+    # A CSV is written in it, photos are sorted into it.
+    out: dict[str, Any] = {name: around / ("out/red/a.csv" if name == "csv" else "out")}
+    if name == "csv" and leads_to == "out/rose/later":
+        assert predict(classifier, [photos], **out).answers.total() == 3  # it leads past the CSV
+        return
+    with pytest.raises(FieldmarkError, match=r"a/link, among the photos, is a link that leads to"):
+        predict(classifier, [photos], **out)
+    written = contents(around)
+    assert written.pop("out/red/a.csv", b"path,").count(b"\n") <= 1  # no photo is in it
+    assert written == before
+
+
 def test_no_class_at_all_is_refused(classifier: Classifier, photos: Path) -> None:
     with pytest.raises(FieldmarkError, match="name at least one"):
         predict(classifier, [photos], top=0)

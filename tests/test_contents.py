@@ -5,7 +5,9 @@ The figures are made up, and consistent: those of the commands that measure have
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable
@@ -26,7 +28,17 @@ from fieldmark.split import Record
 Json = dict[str, Any]
 
 
+def jpeg() -> bytes:
+    """A small picture."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 12), (90, 120, 60)).save(file, "JPEG")
+    return file.getvalue()
+
+
 # ---- runs with all files ------------------------------------------------------------------------
+
+
+SQUARE = "data:image/jpeg;base64," + base64.b64encode(jpeg()).decode()
 
 
 def figure(value: float | None, n: int, interval: str = "wilson") -> Json:
@@ -113,6 +125,19 @@ def explained(folder: Path, i: int, why: list[str], classes: list[str]) -> Json:
     }
 
 
+def remark(severity: str, paths: list[str], picture: str = "") -> Json:
+    return {
+        "kind": f"new {severity}",
+        "severity": severity,
+        "title": f"Photos of {severity} <b>",
+        "advice": "Look at `them` <i>.",
+        "count": f"{len(paths) + 9}",
+        "of": len(paths) + 9,
+        "cases": [{"what": f"like {path}", "photos": [{"path": path, "picture": picture}],
+                   "hidden": i} for i, path in enumerate(paths)],
+    }  # fmt: skip
+
+
 def fill(run: Run, *, n: int = 10) -> Run:
     """Write what the other commands write."""
     classes = list(run.read_classes())
@@ -128,6 +153,9 @@ def fill(run: Run, *, n: int = 10) -> Run:
     verdicts = ("fine", "fault", "follows", "note", "not tried")
     findings = [finding(f"test{i}", verdict) for i, verdict in enumerate(verdicts)]
     run.write_json(run.diagnosis, {"findings": findings, "causes": ["test1"]})
+    severities = ("error", "warning", "note")
+    said = [remark(each, classes[:2], SQUARE if each == "error" else "") for each in severities]
+    run.write_json(run.findings, {"account": "9 files", "balance": "9 photos", "findings": said})
     folder = run.explanations
     whys = (["mistake"], ["mistake", "confused: a for b"], ["confused: a for b"], ["right"])
     photos = [explained(folder, i, why, classes) for i, why in enumerate(whys)]
@@ -205,9 +233,11 @@ def test_test_photos_judge_where_there_are_any(full: Run) -> None:
 
 
 def test_what_nobody_measured_is_none_and_has_a_command(full: Run) -> None:
-    for file in (full.metrics, full.diagnosis, full.explained, full.probe, full.log):
+    made = (full.metrics, full.diagnosis, full.findings, full.explained)
+    for file in (*made, full.probe, full.log):
         file.unlink()
     contents = read(full.folder)
+    assert contents.found is None
     assert (contents.metrics, contents.diagnosis, contents.explanations) == (None, None, None)
     assert (contents.log, contents.epochs, contents.main, contents.outdated) == ((), 0, None, False)
     assert contents.command("explain") == f"fieldmark explain '{full.folder}'"
@@ -265,11 +295,22 @@ def test_damaged_figures_are_one_sentence(full: Run, damage: Callable[[Json], No
 def test_files_that_are_no_json_are_one_sentence(full: Run, content: bytes) -> None:
     for file, command in (
         (full.explained, "explain"),
+        (full.findings, "diagnose"),
         (full.diagnosis, "diagnose"),
         (full.metrics, "evaluate"),
     ):
         file.write_bytes(content)
         refused(full, file, command)
+
+
+@pytest.mark.parametrize(
+    "picture", ["http://there/a.jpg", "javascript:x", SQUARE + '" onload="x', SQUARE + "\n", "x"]
+)
+def test_a_picture_is_in_the_file_or_it_is_damaged(full: Run, picture: str) -> None:
+    found = json.loads(full.findings.read_text(encoding="utf-8"))
+    found["findings"][0]["cases"][0]["photos"][0]["picture"] = picture
+    full.write_json(full.findings, found)
+    refused(full, full.findings, "diagnose")
 
 
 def refused(run: Run, file: Path, command: str) -> None:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from conftest import Command
 from fieldmark import diagnose, split, train
+from fieldmark.contents import Remarks, read
 from fieldmark.data import list_photos, sha256s
 from fieldmark.errors import FieldmarkError
 from fieldmark.recipe import ARTICLE, Recipe
@@ -86,8 +87,30 @@ def causes(run: Run) -> list[str]:
     return named
 
 
+def remarks(run: Run) -> Remarks:
+    """Return what was found in the photos, as a report reads it."""
+    found = read(run.folder).found
+    assert found is not None
+    return found
+
+
 def test_a_run_without_a_fault_has_none(run: Run) -> None:
     assert causes(run) == []
+    found = remarks(run)
+    assert found.account == "280 files: 280 used"
+    assert [(each.kind, each.of) for each in found.of("error", "warning")] == [("tiny", 280)]
+    (tiny,) = found.findings
+    assert (tiny.shown, tiny.pictured) == (diagnose.PICTURES.finding, True)
+
+
+def test_a_file_of_any_name_beside_the_photos_is_told(tmp_path: Path) -> None:
+    photos = coloured(tmp_path / "photos", 12)
+    odd = os.fsencode(photos) + b"/colour 0/<b>\xff\n.txt"
+    Path(os.fsdecode(odd)).write_text("no photo")
+    run = train.fit(HEALTHY.changed(epochs=1), photos, tmp_path / "run")
+    diagnose.diagnose(run.folder)
+    (skipped,) = remarks(run).of("note")
+    assert skipped.cases[0].photos[0].path == "colour 0/<b>\\udcff\\n.txt"
 
 
 # ---- planted in the run's files -----------------------------------------------------------------
@@ -264,7 +287,17 @@ def test_a_fault_of_the_photos_is_named_and_no_other(name: str, tmp_path: Path) 
     if name == "label errors":
         pytest.importorskip("cleanlab", reason="cleanlab is not installed")
     recipe = PHOTOS[name](tmp_path / "photos")
-    assert causes(train.fit(recipe, tmp_path / "photos", tmp_path / "run")) == [name]
+    run = train.fit(recipe, tmp_path / "photos", tmp_path / "run")
+    assert causes(run) == [name]
+    kept = {each.kind: each for each in remarks(run).findings}
+    assert ("leak" in kept) == (name == "leaks")
+    if name == "shuffled labels":  # a network that knows nothing accuses no label
+        assert "contradicted" not in kept
+    if name == "label errors":
+        shown = [case.photos[0] for case in kept["contradicted"].cases]
+        assert sum("from " in each.path for each in shown) > len(shown) / 2
+        assert kept["contradicted"].of >= len(shown) == diagnose.PICTURES.finding
+        assert all(each.picture for each in shown)
 
 
 # ---- bad input ----------------------------------------------------------------------------------

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fieldmark import backend, engines, images, manifest
+from fieldmark import backend, engines, images, manifest, reproduction, train
 from fieldmark import export as module
+from fieldmark import network as networks
+from fieldmark.backend import keras
 from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
 from fieldmark.export import balanced, compared, drop, export, odd_photos, photos_of, refuse_unequal
 from fieldmark.images import ImageSpec
-from fieldmark.manifest import MANIFEST, PARITY, Manifest
+from fieldmark.manifest import MANIFEST, PARITY, Format, Manifest
+from fieldmark.recipe import Network
 from fieldmark.run import Run
-from fieldmark.trained import Trained
+from fieldmark.trained import Trained, softmax
 
 DECISION = Decision(temperature=1.5, threshold=0.3, coverage=0.95, photos=9)
 
@@ -123,37 +126,210 @@ def test_onnx_s_model_holds_the_facts_and_names(run: Run) -> None:
     assert (target.name, target.shape) == ("probabilities", ["photos", 4])
 
 
+# ---- equal in every format ----------------------------------------------------------------------
+
+
+def flat_squares(side: int) -> Any:
+    """Return squares of one colour each."""
+    return np.stack([np.full((side, side, 3), grey, np.uint8) for grey in (0, 77, 128, 255)])
+
+
+def normalised_network() -> Any:
+    """Build a network in which groups of a photo of one colour have next to no variance."""
+    layers = keras.layers
+    keras.utils.set_random_seed(1)
+    x = image = keras.Input((None, None, 3))  # of photos of any size, as some runs are
+    for _ in range(2):
+        x = layers.Conv2D(32, 1)(x)
+        x = layers.GroupNormalization(8, epsilon=1e-5, gamma_initializer="he_normal")(x)
+    x = layers.GlobalAveragePooling2D()(layers.Activation("relu")(x))
+    heavy = keras.initializers.RandomNormal(0, 1)
+    return keras.Model(image, layers.Dense(3, kernel_initializer=heavy)(x))
+
+
+def exact(network: Any, images: Any) -> Any:
+    """Return the probabilities of a network computed in float64."""
+
+    def in_float64(layer: Any) -> Any:
+        return type(layer).from_config({**layer.get_config(), "dtype": "float64"})
+
+    image = keras.Input(network.input_shape[1:], dtype="float64")
+    copy = keras.models.clone_model(network, input_tensors=image, clone_function=in_float64)
+    copy.set_weights(network.get_weights())
+    return softmax(np.asarray(copy(images)))
+
+
+def test_group_normalisation_is_near_the_exact_one(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("tf2onnx", reason="tf2onnx is not installed")
+    network, side = normalised_network(), 64
+    squares = flat_squares(side)
+    expected = exact(network, squares / 127.5 - 1)
+    spec = ImageSpec(size=side, mode="crop", interpolation="bilinear", scaling="-1..1")
+    trained = Trained(network, ("a", "b", "c"), spec)
+    off = {}
+    for steady in (False, True):
+        module.WRITE["onnx"](tmp_path, module.complete(trained, steady=steady), {})
+        engine, *_ = engines.OPEN["onnx"](tmp_path / "model.onnx", 1)
+        off[steady] = abs(np.array(engine(squares), np.float64) - expected).max()
+    assert off[True] < 3e-5
+    assert off[False] > 3 * off[True]  # else ONNX Runtime has mended it, and `Steady` may go
+
+
+def test_steady_is_keras_s_own_elsewhere() -> None:
+    network = normalised_network()
+    photos = np.random.default_rng(0).normal(size=(3, 16, 24, 3)).astype(np.float32)[:, :, :16]
+    steady = module.steadied(network, 16)
+    assert sum(isinstance(layer, module.Steady) for layer in steady.layers) == 2
+    np.testing.assert_allclose(steady(photos), network(photos), atol=1e-5)
+
+
+def test_openvino_is_steadied_where_that_is_needed(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = normalised_network()
+    network.save(run.best)
+    run.classes.write_text("a\nb\nc\n")
+    monkeypatch.setattr("fieldmark.evaluate.own", lambda _: [])  # the odd photos are enough
+    plain = module.compared
+    off = iter([2e-4, 0.0])
+
+    def found(*what: Any) -> dict[str, Any]:
+        report = plain(*what)
+        report["odd"]["largest_difference"] += next(off)
+        return report
+
+    monkeypatch.setattr(module, "compared", found)
+    place = export(run.folder, "openvino")
+    assert "writing it steadier, and slower" in capsys.readouterr().out
+    model = engines.openvino().Core().read_model(place / "model.xml")
+    assert "ReduceSum" in {node.get_type_name() for node in model.get_ops()}
+    assert Manifest.read(place).parity.largest_difference < module.TOLERANCE
+
+
+SIZES: dict[Network, int] = {"article": 64, "resnet50v2": 64, "resnetv2_50": 64, "bit_r50x1": 64}
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def of_family(
+    request: pytest.FixtureRequest, trained: Run, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """A run of a whole network, with random weights, the batch's statistics among them."""
+    place = tmp_path_factory.mktemp(request.param) / "run"
+    shutil.copytree(trained.folder, place)
+    run, side = Run(place), SIZES[request.param]
+    keras.utils.set_random_seed(3)
+    network = reproduction.logits_network(
+        networks.build(request.param, image_size=side, classes=len(run.read_classes()))
+    )
+    noise = np.random.default_rng(0)
+    kind = keras.layers.BatchNormalization
+    for layer in (layer for layer in network.layers if isinstance(layer, kind)):
+        shapes = [each.shape for each in layer.get_weights()]
+        drawn = [
+            noise.normal(1, 0.1, shapes[0]),
+            *(noise.normal(0, 0.1, each) for each in shapes[1:3]),
+        ]
+        layer.set_weights([*drawn, noise.uniform(0.5, 2, shapes[3])])
+    train.save_best(run, network)
+    scaling = networks.SCALING.get(request.param, "-1..1")
+    spec = run.read_specification().model_copy(update={"size": side, "scaling": scaling})
+    run.specification.write_text(spec.model_dump_json())
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", manifest.FORMATS)
+def test_the_article_s_network_and_the_family_are_equal(of_family: Run, form: Format) -> None:
+    for package in (engines.PACKAGE[form][0], *module.MAKERS[form]):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    place = export(of_family.folder, form)
+    report = json.loads((place / PARITY).read_text())
+    assert report["held_out"]["agreement"]["value"] == 1
+    worst = max(report[photos]["largest_difference"] for photos in ("held_out", "odd"))
+    assert worst < 5e-5  # half of what is allowed
+    trained = Trained.load(of_family)
+    answers = module.of_run(trained)(photos_of(of_family, trained).squares)
+    assert np.ptp(answers, axis=0).max() > 1e-3  # else any answer would do
+
+
+# ---- int8 ---------------------------------------------------------------------------------------
+
+
 def test_int8(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nncf", reason="NNCF is not installed")
-    calls = []
-    plain = module.quantised
-
-    def noted(*what: Any, **options: Any) -> Any:
-        calls.append({*options})
-        return plain(*what, **options)
-
-    monkeypatch.setattr(module, "quantised", noted)
-    place = export(run.folder, "openvino", int8=True, max_drop=0.5)
+    monkeypatch.setattr(
+        module, "mixed", lambda *_, **__: pytest.fail("nothing is to be looked for")
+    )
+    place = export(run.folder, "openvino", int8=True, max_drop=0.9)
     assert place == run.exports / "openvino-int8"
     assert Manifest.read(place).precision == "int8"
     model = engines.openvino().Core().read_model(place / "model.xml")
     assert "FakeQuantize" in {node.get_type_name() for node in model.get_ops()}
     assert model.has_rt_info(["fieldmark", "classes"])
     report = json.loads((place / PARITY).read_text())
-    assert 1e-4 < report["held_out"]["largest_difference"] < 0.5  # it is not the float32 one
-    assert calls == [set()]
+    assert 1e-4 < report["held_out"]["largest_difference"] < 0.9  # it is not the float32 one
 
-    # Where all in int8 costs too much, the layers are chosen by the photos held out.
-    worse = {"value": 0.6, "low": 0.5, "high": 0.7, "n": 9}
-    first = [worse]
+
+def too_dear_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all in int8 lose most photos, whatever it loses."""
+    first = [{"value": 0.6, "low": 0.5, "high": 0.7, "n": 9}]
     found = module.accuracies
     monkeypatch.setattr(
-        module,
-        "accuracies",
-        lambda *what: {"drop": first.pop()} if first else found(*what),
+        module, "accuracies", lambda *what: {"drop": first.pop()} if first else found(*what)
     )
-    export(run.folder, "openvino", int8=True, max_drop=0.5)
-    assert calls[1:] == [set(), {"held", "max_drop"}]
+
+
+def test_int8_leaves_in_float32_what_costs_most(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("nncf", reason="NNCF is not installed")
+    too_dear_at_first(monkeypatch)
+    looked = []
+    plain = module.validated
+
+    def worse(model: Any, pairs: Any) -> tuple[float, list[float]]:
+        """Find the float32 network right and the first one in int8 wrong, all others right."""
+        looked.append(len(pairs := [*pairs]))
+        _, scores = plain(model, pairs)
+        right = float(sum(count == len(pairs) for count in looked) != 2)
+        return right, [right for _ in scores]
+
+    monkeypatch.setattr(module, "validated", worse)
+    place = export(run.folder, "openvino", int8=True, max_drop=0.5)
+    assert "looking for what to leave in float32" in capsys.readouterr().out
+    assert len(looked) > 10  # network after network
+    kinds = ("Convolution", "MatMul")
+    model = engines.openvino().Core().read_model(place / "model.xml")
+    layers = [node for node in model.get_ops() if node.get_type_name() in kinds]
+    whole = [n for n in layers if n.input_value(1).get_node().get_type_name() == "Constant"]
+    assert 0 < len(whole) < len(layers)  # some in float32, the others in int8
+
+
+def test_int8_s_search_ends(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nncf", reason="NNCF is not installed")
+    too_dear_at_first(monkeypatch)
+    with pytest.raises(
+        FieldmarkError,
+        match=r"within 0.001 minutes: give the search more --minutes, allow int8 more with",
+    ):
+        export(run.folder, "openvino", int8=True, max_drop=0.5, minutes=0.001)
+    assert not [*run.exports.iterdir()]
+
+
+def test_photos_are_as_many_as_the_time_allows() -> None:
+    def count(seconds: float) -> int:
+        return module.affordable(seconds=seconds, layers=50, compiling=2, looking=0.1)
+
+    assert count(50 * (2 + 40 * 0.1)) == 40
+    assert (count(1), count(1e6)) == module.RANKED
+
+
+def test_layers_that_cost_as_many_photos_are_told_apart() -> None:
+    pairs = [(np.array([[0.2, 0.8]]), 1), (np.array([[0.4, 0.6]]), 0)]
+    accuracy, scores = module.validated(lambda square: square[None], pairs)
+    assert accuracy == pytest.approx(0.5, abs=2 * module.TIE)
+    assert scores[0] > 1 > scores[1] > 0
 
 
 # ---- what is not equal is not there -------------------------------------------------------------
@@ -273,6 +449,8 @@ def test_calibration_takes_of_each_class_alike(run: Run) -> None:
         ("onnx", {"int8": True}, "no int8 for onnx"),
         ("openvino", {"int8": True, "max_drop": -0.1}, "-0.1 is no share"),
         ("openvino", {"int8": True, "max_drop": float("nan")}, "is no share"),
+        ("openvino", {"int8": True, "minutes": 0}, "0 minutes are no time"),
+        ("openvino", {"int8": True, "minutes": float("nan")}, "are no time"),
     ],
 )
 def test_what_cannot_be_had(run: Run, form: Any, options: Any, sentence: str) -> None:

@@ -27,7 +27,7 @@ RANKS = (
         "cluster",
         "remote",
     ),
-    ("decision", "mesh", "predictions", "sorting", "space"),
+    ("bounds", "decision", "mesh", "predictions", "sorting", "space"),
     ("article", "resnet_v2", "bit", "weights", "kernels", "environment", "ledger"),
     ("species", "scenery", "svg", "images", "data", "parts"),
     ("network", "draw", "augment", "cache", "duplicates", "quality", "strata"),

@@ -29,9 +29,8 @@ NAMES = ("head", "one", "two")
 PORT = 6379
 # Ray takes a host for dead after half a minute; here after some seconds.
 QUICKLY = {
-    "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "5",
 }
 

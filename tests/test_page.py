@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from fieldmark import endpoints, service
+from fieldmark.formats import CODES
 from fieldmark.run import Run
 from served import GREEN, GREY, RED, Server, photo
 
@@ -218,6 +221,37 @@ def test_chinese_is_spoken_where_the_browser_does(
     )
     assert words[0] == words[1]
     page.quiet()
+
+
+def test_errors_are_in_the_language_of_the_page(
+    chromium: Any, address: str, photos: list[Path], tmp_path: Path
+) -> None:
+    page = Page(chromium("zh-CN"), address)
+    empty, cut = tmp_path / "empty.jpg", tmp_path / "cut.jpg"
+    empty.write_bytes(b"")
+    cut.write_bytes(photos[0].read_bytes()[:300])
+    for path, words in (
+        (photos[2], "这不是照片，或者是无法读取的格式。"),
+        (empty, "照片是空的。"),
+        (cut, "照片已损坏或不完整。"),
+    ):
+        page.choose(path)
+        assert page.answers()[0] == words
+    page.one("#language").click()
+    assert "is cut off" in page.answers()[0]
+    assert "in no format that is read" in page.answers()[2]
+    errors = page.driver.execute_script("return WORDS.zh.errors")
+    source = Path(service.__file__).parent
+    refusals = "".join((source / f"{name}.py").read_text() for name in ("service", "uploads"))
+    own = {*re.findall(r'"(\w+)"\s*\)', "".join(re.findall(r"Refusal\(.*?\)\n", refusals, re.S)))}
+    assert {"no_such_class", "too_large"} <= own
+    said = {
+        str(status)
+        for answer in (endpoints.LIMITED, endpoints.errors(404, 405, 431, 501))
+        for status in answer
+    }
+    assert own | said | {*CODES} <= {*errors}
+    assert not [each for each in errors.values() if re.search("[A-Za-z]", each)]
 
 
 def test_a_browser_finds_no_fault(chromium: Any, address: str, photos: list[Path]) -> None:

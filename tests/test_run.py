@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,32 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     run.environment.write_text('{"schema": 99}')
     with pytest.raises(FieldmarkError, match="schema 99, and this fieldmark reads 2"):
         open_run(run.folder)
+
+
+@pytest.mark.parametrize("content", [b"[1]\n", b"garbage\n", b"\xff\n", None])
+def test_what_is_gone_or_damaged_is_one_sentence(tmp_path: Path, content: bytes | None) -> None:
+    run = new_run(tmp_path / "run")
+    reads: dict[Path, Callable[[], object]] = {
+        run.log: run.read_log,
+        run.specification: run.read_specification,
+        run.recipe: run.read_recipe,
+    }
+    if content in (b"\xff\n", None):
+        reads[run.classes] = run.read_classes
+    for file, read in reads.items():
+        if content is None:
+            file.unlink(missing_ok=True)
+            if file == run.log:  # no epoch is finished yet
+                assert read() == []
+                continue
+        else:
+            file.write_bytes(content)
+        with pytest.raises(FieldmarkError) as raised:
+            read()
+        assert "\n" not in str(raised.value)
+
+
+def test_what_is_no_number_in_the_log_is_none(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    run.log.write_bytes(b'{"epoch": 1, "loss": NaN, "val_loss": -Infinity, "accuracy": 0.5}\n')
+    assert run.read_log() == [{"epoch": 1, "loss": None, "val_loss": None, "accuracy": 0.5}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,32 @@ def test_a_run_is_explained_as_by_the_command(trained: Run, birds: Path) -> None
     assert asked.words == described(asked.name, mapper.enlarged(expected, side))
     with Image.open(io.BytesIO(asked.png)) as drawn:
         assert drawn.size == (side, side)
+
+
+def test_maps_take_the_network_that_answers(
+    trained: Run, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "run"
+    shutil.copytree(trained.folder, place)
+    content = min(birds.rglob("*.jpg")).read_bytes()
+    loads = []
+    once = Trained.load
+
+    def noted(run: Run) -> Trained:
+        loads.append(run)
+        return once(run)
+
+    monkeypatch.setattr(Trained, "load", noted)
+
+    async def work(service: Service) -> Any:
+        before = await service.explain(content, None)
+        Run(place).best.write_bytes(b"another model, for later")
+        service._explainer = None
+        return before, await service.explain(content, None)
+
+    (_, _, before), (_, _, after) = used(work, lambda: Classifier.load(place))
+    assert len(loads) == 1
+    np.testing.assert_array_equal(before.values, after.values)
 
 
 def test_what_cannot_be_explained_is_refused(tmp_path: Path) -> None:

@@ -274,6 +274,23 @@ def test_ray_runs_the_trials_starts_killed_ones_again_and_stops_the_worse(
     assert found.best.number == 5
 
 
+def test_sigterm_ends_a_search_as_it_ends_every_command() -> None:
+    def ours(*_: object) -> None: ...
+
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with pytest.raises(SystemExit) as caught, tune.left_alike() as bring_back:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray takes it
+            bring_back()
+            assert signal.getsignal(signal.SIGTERM) is ours
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise SystemExit(1)  # as Ray leaves
+        assert caught.value.code == 143
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 # ---- what is refused ----------------------------------------------------------------------------
 
 
@@ -463,8 +480,9 @@ def begun(tmp_path: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        process.kill()
-        process.communicate()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def epochs(search: Path, number: int) -> int:

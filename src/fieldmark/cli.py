@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fieldmark import console
+from fieldmark.bounds import Bounds
 from fieldmark.errors import FieldmarkError
 from fieldmark.recipe import SECTIONS, Network, Recipe, named, reasons
 
@@ -76,6 +78,52 @@ for _name, _field in RecipeFlags.model_fields.items():
     _field.metadata.append(Parameter(group=Group(_title, sort_key=_section)))
 
 NO_FLAGS = RecipeFlags.model_validate({})
+
+
+@dataclass(frozen=True)
+class BoundsFlags(Bounds):
+    """The bounds of a server as flags.
+
+    Parameters
+    ----------
+    photo_bytes
+        Bytes of a photo.
+    pixels
+        Pixels of a photo.
+    photos
+        Photos of a request.
+    body_bytes
+        Bytes of a request.
+    json_bytes
+        Bytes of a request in JSON, whose numbers take eight times that in memory.
+    waiting
+        Photos of all requests that are not answered yet.
+    held_bytes
+        Bytes of all requests that are in memory.
+    connections
+        Connections that are open.
+    head_bytes
+        Bytes of a request's headers.
+    head_seconds
+        Seconds for the headers to come.
+    body_seconds
+        Seconds for the rest to come.
+    seconds
+        Seconds from there to the answer.
+    """
+
+    photo_bytes: Whole = Bounds.photo_bytes
+    pixels: Whole = Bounds.pixels
+    photos: Whole = Bounds.photos
+    body_bytes: Whole = Bounds.body_bytes
+    json_bytes: Whole = Bounds.json_bytes
+    waiting: Whole = Bounds.waiting
+    held_bytes: Whole = Bounds.held_bytes
+    connections: Whole = Bounds.connections
+    head_bytes: Whole = Bounds.head_bytes
+
+
+ALLOWED = BoundsFlags()
 
 
 def error_text(error: CycloptsError) -> Text:
@@ -432,7 +480,8 @@ def diagnose(run: Place, /) -> None:
     Parameters
     ----------
     run
-        The run folder; `diagnosis.json` is written into it. Its photos are to be where they were.
+        The run folder; `diagnosis.json` and `findings.json` are written into it. Its photos are
+        to be where they were.
     """
     from fieldmark.diagnose import diagnose as examine
     from fieldmark.diagnose import table
@@ -504,6 +553,7 @@ def export(
     format: Literal["openvino", "onnx", "litert", "saved_model", "keras"] = "openvino",  # noqa: A002 - the flag's name
     int8: Annotated[bool, Parameter(negative=())] = False,
     max_drop: float = 0.01,
+    minutes: float = 10.0,
     licence: str = "unknown",
     out: Place | None = None,
 ) -> None:
@@ -520,6 +570,8 @@ def export(
         Compute in whole numbers of 8 bits, calibrated on training photos: several times as fast.
     max_drop
         Share of the held-out photos that int8 may get wrong more often than the run does.
+    minutes
+        Time to find out what is to stay in float32, where all in int8 would cost more.
     licence
         What others may do with the model; written beside it.
     out
@@ -527,7 +579,7 @@ def export(
     """
     from fieldmark.export import export as write
 
-    write(run, format, int8=int8, max_drop=max_drop, licence=licence, out=out)
+    write(run, format, int8=int8, max_drop=max_drop, minutes=minutes, licence=licence, out=out)
 
 
 @app.command(help_epilogue="Example: `fieldmark predict runs/first photos --csv answers.csv`")
@@ -631,6 +683,9 @@ def serve(
     ray: Annotated[bool, Parameter(negative=())] = False,
     replicas: str | None = None,
     address: str = "",
+    bounds: Annotated[
+        BoundsFlags, Parameter(name="*", group=Group("What clients may ask for at most"))
+    ] = ALLOWED,
 ) -> None:
     """Answer photos over HTTP, and show a page for them, until Ctrl-C or SIGTERM.
 
@@ -651,19 +706,28 @@ def serve(
     address
         The Ray cluster to serve in, such as `10.0.0.1:6379`; without one it is this machine.
     """
+    bounds.check()
     if not ray:
         if address or replicas is not None:
             raise FieldmarkError("--replicas and --address are for a server by Ray: say --ray too.")
         from fieldmark.serve import serve as listen
 
-        listen(model, host=host, port=port, name=name)
+        listen(model, host=host, port=port, name=name, bounds=bounds)
         return
     from fieldmark import cluster
 
     cluster.require()
     from fieldmark.replicas import serve as share
 
-    share(model, replicas=replicas or "1", address=address, host=host, port=port, name=name)
+    share(
+        model,
+        replicas=replicas or "1",
+        address=address,
+        host=host,
+        port=port,
+        name=name,
+        bounds=bounds,
+    )
 
 
 @app.command(help_epilogue="Example: `fieldmark recipe scratch > mine.toml`")

@@ -1,4 +1,4 @@
-"""What the files of a run say: its figures, its causes, its explained photos, its log.
+"""What the files of a run say: its photos, its figures, its causes, its explained photos, its log.
 
 In: a run folder. Out: `read` returns its `Contents`; what no command has measured yet is none, and
 a damaged file is one sentence that names it, and what makes it anew.
@@ -189,6 +189,58 @@ class Diagnosis(_Part):
         return [each for each in self.findings if each.verdict in verdicts]
 
 
+# ---- the photos ---------------------------------------------------------------------------------
+
+
+class Pictured(_Part):
+    """A photo that a finding is about, or a class."""
+
+    path: str
+    picture: str = Field(pattern="^(data:image/jpeg;base64,[A-Za-z0-9+/=]+)?$")  # empty: none
+
+
+class Together(_Part):
+    """Photos that show a finding together; `hidden` of them are not kept."""
+
+    what: str
+    photos: list[Pictured]
+    hidden: int = Field(ge=0)
+
+
+class Remark(_Part):
+    """One kind of thing that was found in the photos, as far as it is kept."""
+
+    kind: str
+    severity: Literal["error", "warning", "note"]
+    title: str
+    advice: str
+    count: str  # "6 in 3 groups"; empty where it is about all of them
+    of: int = Field(ge=0)  # photos, or classes, that it is about
+    cases: list[Together]
+
+    @property
+    def shown(self) -> int:
+        """How many of those it is about are kept here."""
+        return len({each.path for case in self.cases for each in case.photos})
+
+    @property
+    def pictured(self) -> bool:
+        """Whether there is anything to look at."""
+        return any(each.picture for case in self.cases for each in case.photos)
+
+
+class Remarks(_Part):
+    """The file of what was found in the photos."""
+
+    account: str
+    balance: str
+    findings: list[Remark]
+
+    def of(self, *severities: str) -> list[Remark]:
+        """The findings of some severities."""
+        return [each for each in self.findings if each.severity in severities]
+
+
 # ---- explained photos ---------------------------------------------------------------------------
 
 
@@ -248,6 +300,7 @@ class Contents:
     probe: Mapping[str, float | None]
     metrics: Metrics | None
     diagnosis: Diagnosis | None
+    found: Remarks | None
     explanations: Explanations | None
 
     def command(self, verb: str) -> str:
@@ -302,6 +355,7 @@ def read(run_folder: str | os.PathLike[str]) -> Contents:
         probe=_kept(run.probe, lambda: _probe(run)),
         metrics=_made(run.metrics, Metrics, _command(run, "evaluate")),
         diagnosis=_made(run.diagnosis, Diagnosis, _command(run, "diagnose")),
+        found=_made(run.findings, Remarks, _command(run, "diagnose")),
         explanations=_made(run.explained, Explanations, _command(run, "explain")),
     )
     if not contents.classes:

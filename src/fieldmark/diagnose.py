@@ -1,6 +1,7 @@
 """A run -> why it is as good or as bad as it is: tests, each with what was measured and expected.
 
-In: a run and its photos. Out: `diagnosis.json`, a `Finding` a test, with a verdict and what to do.
+In: a run and its photos. Out: `diagnosis.json`, a `Finding` a test, with a verdict and what to do,
+and `findings.json`, what a check finds in the photos and which labels the others contradict.
 Nothing is concluded from the recipe alone: the tests measure on the trained weights, on the log,
 and on a few steps of training from the beginning. What fails is a fault of its own, or it follows
 from another fault that explains it; only faults are causes.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -29,6 +30,7 @@ from fieldmark import (
     article,
     backend,
     check,
+    data,
     features,
     images,
     inference,
@@ -36,6 +38,7 @@ from fieldmark import (
     loop,
     network,
     reproduction,
+    sheet,
     split,
     train,
     weights,
@@ -43,6 +46,7 @@ from fieldmark import (
 from fieldmark.backend import keras
 from fieldmark.batches import Batches
 from fieldmark.console import meter, printed
+from fieldmark.contents import Pictured, Remark, Remarks, Together
 from fieldmark.errors import FieldmarkError
 from fieldmark.feed import batches_of, listing, refuse_changed
 from fieldmark.findings import printable, wilson
@@ -72,6 +76,7 @@ DEAD = 0.5  # share of a layer's channels that may be silent for every photo
 GAP = 0.1  # of accuracy, by which training photos may be ahead
 WIDE = 0.1  # half of an accuracy's interval, from where on it says little
 ANSWERABLE = 5  # validation photos of a class from which on it should be an answer
+PICTURES = sheet.Room(finding=16, note=4, all=96)  # of the findings that are kept: about 700 kB
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ def diagnose(folder: str | os.PathLike[str]) -> tuple[Finding, ...]:
     findings = explained(found)
     told = [{"question": QUESTIONS[each.test], **asdict(each)} for each in findings]
     causes = [each.test for each in findings if each.verdict == "fault"]
+    case.run.write_json(case.run.findings, remarks(case, findings).model_dump())
     case.run.write_json(case.run.diagnosis, {"findings": told, "causes": causes})
     return findings
 
@@ -176,6 +182,15 @@ class Answers:
         return features.cross_entropy(logits, self.labels)
 
 
+@dataclass(frozen=True)
+class Contradicted:
+    """A photo whose label the classifiers of the other photos contradict."""
+
+    path: str
+    label: str
+    rather: str  # the class that they call it
+
+
 class Case:
     """A run under examination; what more than one test needs is computed once."""
 
@@ -191,9 +206,23 @@ class Case:
         self.classifier = Trained.load(run)
         self.classes = len(self.classifier.classes)
         self.records = run.read_split()
-        self.listed = listing(self.recipe, run.read_source())
-        self.looked = check.quick(self.listed)
-        refuse_changed(self.records, self.listed, self.looked.hashes)
+        source = run.read_source()
+        self.listed = listing(self.recipe, source)
+        self.found = check.examine(self.listed, source=source, records=self.records)
+        bad = (each for each in self.found.files if each.kind == "unreadable")
+        data.refuse_bad(self.listed, ((each.path, each.why) for each in bad))
+        hashes = {each.path: each.sha256 for each in self.found.files}
+        refuse_changed(self.records, self.listed, [hashes[path] for path in self.listed.paths])
+        self.contradicted: list[Contradicted] = []  # what `label_errors` finds
+
+    @cached_property
+    def together(self) -> list[list[int]]:
+        """The groups of equal and nearly equal photos, by their rows in the split."""
+        number = {row.path: i for i, row in enumerate(self.records)}
+        groups = defaultdict[int, list[int]](list)
+        for path, group in self.found.alike.items():
+            groups[group].append(number[path])
+        return [*groups.values()]
 
     @cached_property
     def training(self) -> Shown:
@@ -566,7 +595,8 @@ def shuffled_labels(case: Case) -> Finding:
         f"with shuffled labels; that chance does as well has a probability of {probability:.2g}",
         f"below {SURE:g}",
         "fine" if probability < SURE else "fault",
-        "look whether the photos lie in the right folders, and whether you can tell them apart",
+        "give it more --epochs or --weights to start from; if that does not help, look whether the "
+        "photos lie in the right folders, and whether you can tell them apart",
         {"accuracy": right, "chance": float(chance.mean()), "probability": probability},
     )
 
@@ -655,8 +685,9 @@ def label_errors(case: Case) -> Finding:
     # Labels of training photos were learned, right or wrong. Of those that were not, hard photos
     # are contradicted as well, but then the network is mostly unsure where it is wrong.
     mistakes = round((1 - case.held_out.accuracy) * len(theirs))
-    paths = np.array([*case.training.paths, *case.validation.paths])[wrong][::-1]
-    such = f": {', '.join(paths[:3])}{' and others' * (len(paths) > 3)}" if len(paths) else ""
+    case.contradicted = contradicted(case, labels, shares, wrong)
+    paths = [each.path for each in case.contradicted]
+    such = f": {', '.join(paths[:3])}{' and others' * (len(paths) > 3)}" if paths else ""
     share = float(theirs.mean())
     many = share > MISLABELLED and theirs.sum() >= MOSTLY * mistakes
     return Finding(
@@ -671,9 +702,29 @@ def label_errors(case: Case) -> Finding:
     )
 
 
+def contradicted(
+    case: Case, labels: NDArray[np.int64], shares: NDArray[np.float64], wrong: NDArray[np.bool_]
+) -> list[Contradicted]:
+    """Return the photos whose labels are `wrong`, validation photos first, the surest first.
+
+    labels: (n,), those of the training photos before those of the validation photos; shares:
+    (n, c), of the classifiers that did not see the photo; wrong: (n,).
+    """
+    classes = case.classifier.classes
+    paths = [*case.training.paths, *case.validation.paths]
+    rows = np.flatnonzero(wrong)
+    held_out = rows >= len(case.training.paths)
+    order = np.lexsort((shares[rows, labels[rows]], ~held_out))
+    others = shares.copy()
+    others[np.arange(len(labels)), labels] = -1
+    return [
+        Contradicted(paths[i], classes[labels[i]], classes[others[i].argmax()]) for i in rows[order]
+    ]
+
+
 def leaks(case: Case) -> Finding:
     """Look for held-out photos that are in the training too, as they are or nearly so."""
-    found = split.leaks(case.records, case.looked.together)
+    found = split.leaks(case.records, case.together)
     held_out = sum(row.split != "training" for row in case.records)
     share = len(found) / held_out
     pair = f", such as {found[0].second} and {found[0].first}" if found else ""
@@ -741,6 +792,65 @@ def newcombe(first: tuple[float, int], second: tuple[float, int]) -> tuple[float
     return (
         apart - math.hypot(first[0] - low, higher - second[0]),
         apart + math.hypot(high - first[0], second[0] - lower),
+    )
+
+
+# ---- what is in the photos ----------------------------------------------------------------------
+
+
+def remarks(case: Case, findings: Sequence[Finding]) -> Remarks:
+    """Return what the check found in the photos, and the labels that the others contradict.
+
+    What a network says of labels counts where nothing else explains that it contradicts them.
+    """
+    told = [
+        Remark(
+            kind=section.finding.kind,
+            severity=section.finding.severity,
+            title=section.finding.title,
+            advice=section.finding.advice,
+            count=section.finding.count,
+            of=len(section.finding.paths),
+            cases=[
+                Together(
+                    what=printable(shown.what),
+                    photos=[
+                        # A file that is none of the photos may have any name.
+                        Pictured(path=printable(of.path), picture=of.picture)
+                        for of in shown.photos
+                    ],
+                    hidden=shown.hidden,
+                )
+                for shown in section.cases
+            ],
+        )
+        for section in sheet.sections(case.found, PICTURES)
+    ]
+    verdicts = {each.test: each.verdict for each in findings}
+    if case.contradicted and verdicts["label errors"] != "follows":
+        told.insert(sum(each.severity == "error" for each in told), suspicion(case))
+    return Remarks(account=case.found.account, balance=case.found.balance, findings=told)
+
+
+def suspicion(case: Case) -> Remark:
+    """Return the labels that the other photos contradict as a finding."""
+    cases = [
+        Together(
+            what=f"in {each.label}, looks like {each.rather}",
+            photos=[Pictured(path=each.path, picture=sheet.data_uri(case.run.photo(each.path)))],
+            hidden=0,
+        )
+        for each in case.contradicted[: PICTURES.finding]
+    ]
+    return Remark(
+        kind="contradicted",
+        severity="warning",
+        title="Photos whose label the other photos contradict",
+        advice="Look at them, and move those that lie in a wrong folder; hard photos of the right "
+        "class are among them.",
+        count=f"{len(case.contradicted):,}",
+        of=len(case.contradicted),
+        cases=cases,
     )
 
 

@@ -74,6 +74,7 @@ class PhotoAnswer(BaseModel):
     none_of_these: bool = False
     top: list[Shown] = []
     error: str | None = None
+    code: str | None = None  # of the error, for programs
 
 
 class ModelName(BaseModel):
@@ -107,6 +108,7 @@ class Wrong(BaseModel):
     """What is wrong, in one sentence."""
 
     error: str
+    code: str | None = None  # for programs, where the status means several things
 
 
 class Live(BaseModel):
@@ -321,7 +323,7 @@ def plain(desk: Desk) -> APIRouter:
         """Show where in a photo something speaks for a class; by default the most probable one."""
         async with photos_of(request, bounds, service.held) as photos:
             if len(photos) != 1:
-                raise Refusal(422, "One photo at a time is explained: send one.")
+                raise Refusal(422, "One photo at a time is explained: send one.", "too_many_photos")
             try:
                 async with desk.answering():
                     model, answer, heat = await service.explain(photos[0], shown)
@@ -416,7 +418,7 @@ def protocol(desk: Desk) -> APIRouter:
         readable = []
         for i, each in enumerate(answers):
             if isinstance(each, UnreadableImage):  # a tensor has no place for it
-                raise Refusal(422, f"Photo {i} {each}.")
+                raise Refusal(422, f"Photo {i} {each}.", each.code)
             readable.append(each)
         content, before = tensors.answered(
             asked.request, name=desk.name, model=now, answers=readable
@@ -433,7 +435,8 @@ def protocol(desk: Desk) -> APIRouter:
 
 async def refused(_: Request, refusal: Exception) -> Response:
     """Answer what was refused."""
-    return wrong(getattr(refusal, "status", 500), str(refusal))
+    status, code = getattr(refusal, "status", 500), getattr(refusal, "code", "")
+    return wrong(status, str(refusal), code=code)
 
 
 async def no_such(_: Request, error: Exception) -> Response:
@@ -528,10 +531,13 @@ def told(content: Any, status: int = 200, headers: dict[str, str] | None = None)
     return Response(text, status, headers, "application/json")
 
 
-def wrong(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
+def wrong(
+    status: int, sentence: str, headers: dict[str, str] | None = None, *, code: str = ""
+) -> Response:
     """Return an error in JSON; of one that passes, when to try again."""
     later = {"retry-after": "1"} if status == 503 else {}
-    return told({"error": sentence}, status, {**later, **(headers or {})})
+    content = {"error": sentence, **({"code": code} if code else {})}
+    return told(content, status, {**later, **(headers or {})})
 
 
 def unreadable(photo: bytes, error: UnreadableImage) -> Refusal:
@@ -541,13 +547,13 @@ def unreadable(photo: bytes, error: UnreadableImage) -> Refusal:
         status = 422
     except UnreadableImage:
         status = 415 if photo else 422
-    return Refusal(status, f"The photo {error}.")
+    return Refusal(status, f"The photo {error}.", error.code)
 
 
 def said(answer: Answer | UnreadableImage, classes: tuple[str, ...], top: int) -> dict[str, Any]:
     """Return what is said of one photo."""
     if isinstance(answer, UnreadableImage):
-        return {"error": f"The photo {answer}."}
+        return {"error": f"The photo {answer}.", "code": answer.code}
     order = answer.probabilities.argsort()[::-1][:top]
     return {
         "label": answer.label,

@@ -37,12 +37,20 @@ from PIL import (
 
 from fieldmark.errors import FieldmarkError
 
+CODES = ("damaged", "empty", "no_photo", "too_large")  # of an `UnreadableImage`
 LARGEST_PROFILE = 4_000_000  # bytes; a printer's table has 3 million at most
 MOST_SCANS = 100  # of a progressive JPEG, which has about 10: each one passes over all pixels
 
 
 class UnreadableImage(FieldmarkError):  # noqa: N818 - it is what the file is
-    """Why a file is not read, as a clause: "is cut off". Whoever knows the file's name adds it."""
+    """Why a file is not read, as a clause: "is cut off". Whoever knows the file's name adds it.
+
+    `code` says it to programs: one of `CODES`.
+    """
+
+    def __init__(self, clause: str, code: str = "damaged") -> None:
+        super().__init__(clause)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ def named() -> Iterator[None]:
     except UnreadableImage:
         raise
     except MemoryError as error:
-        raise UnreadableImage("needs more memory than there is") from error
+        raise UnreadableImage("needs more memory than there is", "too_large") from error
     except (struct.error, IndexError) as error:  # something lies behind the end of the file
         raise UnreadableImage("is cut off") from error
     except Exception as error:
@@ -115,7 +123,7 @@ STRANGERS = (
 def sniff(content: bytes) -> str:
     """Return the format by how the content begins; the first 256 bytes are enough."""
     if not content:
-        raise UnreadableImage("is empty")
+        raise UnreadableImage("is empty", "empty")
     for beginning, name in BEGINNINGS:
         if content.startswith(beginning):
             return name
@@ -128,30 +136,31 @@ def sniff(content: bytes) -> str:
             return "AVIF"
         if brands & HEIC_BRANDS:
             return "HEIC"
-        raise UnreadableImage("is a video, not a photo")
+        raise UnreadableImage("is a video, not a photo", "no_photo")
     head = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for beginning, reason in STRANGERS:
         if head.startswith(beginning):
-            raise UnreadableImage(reason)
-    raise UnreadableImage(f"is in no format that is read ({', '.join(OPENERS)})")
+            raise UnreadableImage(reason, "no_photo")
+    raise UnreadableImage(f"is in no format that is read ({', '.join(OPENERS)})", "no_photo")
 
 
 def open_photo(content: bytes, limits: Limits) -> Photo:
     """Open a file within the limits; raises an `UnreadableImage` where it cannot be read."""
     if len(content) > limits.bytes:
-        raise UnreadableImage(f"is larger than {limits.bytes / 1e6:g} MB")
+        raise UnreadableImage(f"is larger than {limits.bytes / 1e6:g} MB", "too_large")
     opener = OPENERS[sniff(content)]
     with named():
         photo = opener(content, limits)
     if photo.frames > limits.frames:
-        raise UnreadableImage(f"is an animation of more than {limits.frames:,} frames")
+        raise UnreadableImage(f"is an animation of more than {limits.frames:,} frames", "too_large")
     return photo
 
 
 def _refuse_large(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.pixels:
         raise UnreadableImage(
-            f"is larger than {limits.pixels / 1e6:g} million pixels ({width} x {height})"
+            f"is larger than {limits.pixels / 1e6:g} million pixels ({width} x {height})",
+            "too_large",
         )
 
 
@@ -173,7 +182,7 @@ def _jpeg(content: bytes, limits: Limits) -> Photo:
     """Open a JPEG; of several in one file (MPO) it is the first."""
     image = _Jpeg(BytesIO(content))
     if "progressive" in image.info and content.count(b"\xff\xda") > MOST_SCANS:
-        raise UnreadableImage(f"is a JPEG of more than {MOST_SCANS} scans")
+        raise UnreadableImage(f"is a JPEG of more than {MOST_SCANS} scans", "too_large")
     return _with_info("JPEG", image, limits)
 
 
@@ -298,7 +307,9 @@ def _heic(content: bytes, limits: Limits) -> Photo:
     try:
         plugin = importlib.import_module("pillow_heif")
     except ImportError as error:
-        raise UnreadableImage("is HEIC, which needs: pip install 'fieldmark[heic]'") from error
+        raise UnreadableImage(
+            "is HEIC, which needs: pip install 'fieldmark[heic]'", "no_photo"
+        ) from error
     return _with_info("HEIC", plugin.HeifImageFile(BytesIO(content)), limits)
 
 
@@ -334,11 +345,15 @@ def _tiff(content: bytes, limits: Limits) -> Photo:
     _refuse_large(image.tag_v2.get(322, 1), image.tag_v2.get(323, 1), limits)  # a tile
     compression, photometric, bits = (image.tag_v2.get(tag) for tag in (259, 262, 258))
     if (compression or 1) not in TIFF_COMPRESSIONS:
-        raise UnreadableImage(f"is a TIFF with compression {compression}, which is not read")
+        raise UnreadableImage(
+            f"is a TIFF with compression {compression}, which is not read", "no_photo"
+        )
     bits = bits[0] if bits else 1
     raw = _raw(image.tile[0])
     if bits == 12 or (bits == 16 and photometric == 0):
-        raise UnreadableImage(f"is a TIFF of {bits} bits a sample of a kind that is not read")
+        raise UnreadableImage(
+            f"is a TIFF of {bits} bits a sample of a kind that is not read", "no_photo"
+        )
     colours = raw[:-1] in ("RGB;16", "RGBX;16", "RGBA;16")
     deep = _deep(image, _Tiff(BytesIO(clean))) if colours else None
     _, length, value = tags.get(34675, (7, 0, bytes(4)))

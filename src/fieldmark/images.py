@@ -150,7 +150,7 @@ def _load(photo: Photo, want: tuple[int, int]) -> tuple[Image.Image, Box]:
     image = photo.image
     box: Box = (0, 0, *image.size)
     if image.mode not in KINDS:
-        raise UnreadableImage(f"holds measurements, not colours ({image.mode})")
+        raise UnreadableImage(f"holds measurements, not colours ({image.mode})", "no_photo")
     if photo.format == "JPEG" and (drafted := image.draft(None, want)):
         box = drafted[1]
     with named():

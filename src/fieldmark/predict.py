@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ class Classifier:
     specification: ImageSpec
     decision: Decision | None
     engine: Engine
+    network: Any = None  # Keras', of a run
 
     @classmethod
     def load(cls, place: str | os.PathLike[str], *, threads: int | None = None) -> Classifier:
@@ -93,6 +95,7 @@ class Classifier:
             specification=trained.specification,
             decision=run.read_decision(),
             engine=lambda squares: softmax(trained.of(squares)),
+            network=trained.network,
         )
 
     def square(self, content: bytes) -> NDArray[np.uint8]:

@@ -471,6 +471,7 @@ def _filled(name: str, contents: Contents, *, autoescape: bool = True, **more: A
     environment.filters |= {
         "code": _code,
         "interval": interval,
+        "jointed": _jointed,
         "markdown": _markdown,
         "number": "{:,}".format,
         "percent": percent,
@@ -536,6 +537,12 @@ def _code(text: str) -> Markup:
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in texts
     )
+
+
+def _jointed(text: str) -> Markup:
+    """Escape a name, and let a line end behind each of its joints, such as those of a path."""
+    parts = re.split(r"(?<=[/_])(?=[^/_])", printable(text))
+    return Markup("<wbr>").join(map(escape, parts))
 
 
 # ---- the card -----------------------------------------------------------------------------------

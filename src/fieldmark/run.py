@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,11 @@ class Run:
         return self.folder / "diagnosis.json"
 
     @property
+    def findings(self) -> Path:
+        """What was found in the photos, with small pictures of them."""
+        return self.folder / "findings.json"
+
+    @property
     def explanations(self) -> Path:
         """The folder of the maps of photos that were held out."""
         return self.folder / "heatmaps" / "held_out"
@@ -171,13 +177,16 @@ class Run:
         """Return the figures of every finished epoch."""
         if not self.log.exists():
             return []
-        # What a crash left of a last line is behind the last line break.
-        return [json.loads(line) for line in self.log.read_bytes().split(b"\n")[:-1]]
+        with _kept(self.log):
+            # What a crash left of a last line is behind the last line break.
+            return [_epoch(line) for line in self.log.read_bytes().split(b"\n")[:-1]]
 
     def read_recipe(self) -> Recipe:
         """Return the recipe that the run was trained by."""
+        with _kept(self.recipe):
+            text = self.recipe.read_text(encoding="utf-8")
         try:
-            return Recipe.model_validate_json(self.recipe.read_text(encoding="utf-8"))
+            return Recipe.model_validate_json(text)
         except ValueError as error:
             raise FieldmarkError(
                 f"{self.recipe} is not a recipe of this version: use the version that wrote it."
@@ -230,8 +239,9 @@ class Run:
 
     def read_classes(self) -> tuple[str, ...]:
         """Return the class names in the order of the labels."""
-        # Not splitlines(), which parts names at signs such as the form feed as well.
-        return tuple(self.classes.read_text(encoding="utf-8").split("\n")[:-1])
+        with _kept(self.classes):
+            # Not splitlines(), which parts names at signs such as the form feed as well.
+            return tuple(self.classes.read_text(encoding="utf-8").split("\n")[:-1])
 
     def read_split(self) -> tuple[Record, ...]:
         """Return the rows of the split."""
@@ -239,7 +249,28 @@ class Run:
 
     def read_specification(self) -> ImageSpec:
         """Return how a photo becomes the network's input."""
-        return ImageSpec.from_json(self.specification.read_text(encoding="utf-8"))
+        with _kept(self.specification):
+            return ImageSpec.from_json(self.specification.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _kept(file: Path) -> Iterator[None]:
+    """Say in a sentence that a file cannot be read which the training wrote."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError) as error:
+        raise FieldmarkError(
+            f"{file} cannot be read ({getattr(error, 'strerror', None) or 'it is damaged'}): bring "
+            "back the file that the training wrote, or train anew."
+        ) from error
+
+
+def _epoch(line: bytes) -> Epoch:
+    """Read a line of the log; a number that is none, which other programs write, is none here."""
+    epoch = json.loads(line, parse_constant=lambda _: None)
+    if not isinstance(epoch, dict):
+        raise TypeError("it holds no figures")
+    return epoch
 
 
 def create(

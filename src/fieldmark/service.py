@@ -26,13 +26,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fieldmark import images, threads
+from fieldmark.bounds import Bounds
 from fieldmark.errors import FieldmarkError
-from fieldmark.formats import Limits, UnreadableImage
+from fieldmark.formats import UnreadableImage
 from fieldmark.predict import Answer, Classifier
 from fieldmark.run import Run, is_run
 
 if TYPE_CHECKING:
     from fieldmark.heatmaps import Mapper
+
+__all__ = ["Bounds", "Heat", "Model", "Refusal", "Room", "Service", "loaded", "tried", "version"]
 
 T = TypeVar("T")
 
@@ -40,34 +43,15 @@ CLOSE_ENOUGH = 1e-3  # to 1, the sum of a photo's probabilities: int8 has 1/256 
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer
-    """What a client is told in place of an answer: a status of HTTP, and one sentence."""
+    """What a client is told in place of an answer: a status of HTTP, and one sentence.
 
-    def __init__(self, status: int, sentence: str) -> None:
+    A `code` is for programs, where the status means several things.
+    """
+
+    def __init__(self, status: int, sentence: str, code: str = "") -> None:
         super().__init__(sentence)
         self.status = status
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What clients may ask for at most, one at a time and all together."""
-
-    photo_bytes: int = 20_000_000
-    pixels: int = 50_000_000  # a photo: 150 MB decoded, on each thread that reads
-    photos: int = 32  # a request
-    body_bytes: int = 100_000_000  # a request
-    json_bytes: int = 16_000_000  # a request in JSON, whose numbers take eight times that in memory
-    waiting: int = 128  # photos of all requests
-    held_bytes: int = 256_000_000  # of all requests
-    connections: int = 800
-    head_bytes: int = 16_384  # a request's line and headers
-    head_seconds: float = 10  # to send them
-    body_seconds: float = 30  # to send the rest
-    seconds: float = 30  # from there to the answer
-
-    @property
-    def limits(self) -> Limits:
-        """What one photo may ask for."""
-        return Limits(bytes=self.photo_bytes, pixels=self.pixels)
+        self.code = code
 
 
 @dataclass
@@ -109,7 +93,7 @@ class Model:
     @property
     def explains(self) -> bool:
         """Whether there can be maps: they are found in the layers of a run's network."""
-        return is_run(self.classifier.place)
+        return self.classifier.network is not None
 
 
 @dataclass(frozen=True)
@@ -209,7 +193,9 @@ class Service:
         model = self.model
         classes = model.classifier.classes
         if name is not None and name not in classes:
-            raise Refusal(422, "The model has no such class: ask it for those that it has.")
+            raise Refusal(
+                422, "The model has no such class: ask it for those that it has.", "no_such_class"
+            )
         if not model.explains:
             raise Refusal(
                 501,
@@ -274,7 +260,7 @@ class Service:
         return batch
 
     def _drawn(self, model: Model, square: NDArray[np.uint8], name: str) -> Heat:
-        """Draw a map; the first one loads the network once more, of which only parts are used."""
+        """Draw a map."""
         if self._explainer is None or self._explainer.model is not model:
             self._explainer = Explainer.of(model)
         return self._explainer.heat(square, name)
@@ -345,17 +331,11 @@ class Explainer:
 
     @classmethod
     def of(cls, model: Model) -> Explainer:
-        """Load the network of a model; raises a Refusal where its weights are others by now."""
+        """Find the feature map of a model's network; raises a Refusal where it has none."""
         from fieldmark.heatmaps import Mapper
-        from fieldmark.trained import Trained
 
-        trained = Trained.load(Run(model.classifier.place))
-        if version(model.classifier) != model.version:
-            raise Refusal(
-                503, "The model's file has been replaced: maps are back when the server reloads it."
-            )
         try:
-            return cls(model, Mapper.of(trained.network))
+            return cls(model, Mapper.of(model.classifier.network))
         except FieldmarkError as error:
             raise Refusal(
                 501, "The model's network is not built so that maps are found."

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 from rich.console import RenderableType
@@ -178,9 +178,16 @@ def _cell(text: str, before: str = "'") -> str:
 
 # ---- as a page ----------------------------------------------------------------------------------
 
-SHOWN = 60  # photos of a finding that the page shows
-SHOWN_OF_A_NOTE = 12
-PICTURES = 400  # thumbnails in all: about 3 MB
+
+class Room(NamedTuple):
+    """How many photos are shown."""
+
+    finding: int  # of each error and each warning
+    note: int  # of each note
+    all: int  # of all findings together
+
+
+ROOM = Room(finding=60, note=12, all=400)  # the page's: about 3 MB
 THUMBNAIL = images.ImageSpec(size=160, mode="pad", interpolation="bilinear", scaling="0..255")
 BARS = 40  # classes in the page's chart
 
@@ -200,7 +207,7 @@ def _page(report: Report) -> str:
     return template.render(
         report=report,
         intervals=_interval_lines(report),
-        sections=_sections(report),
+        sections=sections(report),
         sizes=sorted(sizes.items(), key=lambda size: (-size[1], size[0]))[:BARS],
         most=max(sizes.values(), default=0) or 1,
         more_classes=max(0, len(sizes) - BARS),
@@ -223,7 +230,7 @@ def templates(*, autoescape: bool = True) -> Environment:
 
 
 @dataclass(frozen=True)
-class _Photo:
+class Photo:
     """A photo in the sheet."""
 
     path: str
@@ -232,20 +239,20 @@ class _Photo:
 
 
 @dataclass(frozen=True)
-class _Shown:
+class Shown:
     """A case in the sheet; `hidden` of its photos are left out."""
 
     what: str
-    photos: tuple[_Photo, ...]
+    photos: tuple[Photo, ...]
     hidden: int
 
 
 @dataclass(frozen=True)
-class _Section:
+class Section:
     """A finding in the sheet, as far as there is room."""
 
     finding: Finding
-    cases: tuple[_Shown, ...]
+    cases: tuple[Shown, ...]
 
     @property
     def shown(self) -> int:
@@ -258,42 +265,42 @@ class _Section:
         return any(photo.picture for case in self.cases for photo in case.photos)
 
 
-def _sections(report: Report) -> list[_Section]:
+def sections(report: Report, room: Room = ROOM) -> list[Section]:
     """Choose what of each finding is shown, each photo with its thumbnail."""
     by_path = {seen.path: seen for seen in report.files}
     pictures: dict[str, str] = {}
 
-    def photo(path: str, finding: Finding) -> _Photo:
+    def photo(path: str, finding: Finding) -> Photo:
         seen = None if finding.about_classes else by_path.get(path)
         if not seen:
-            return _Photo(path, None, "")
+            return Photo(path, None, "")
         if path not in pictures:
             pictures[path] = data_uri(report.folder / path) if seen.kind == "used" else ""
-        return _Photo(path, seen, pictures[path])
+        return Photo(path, seen, pictures[path])
 
-    rooms = _rooms(report.findings)
-    sections = []
+    rooms = _rooms(report.findings, room)
+    chosen = []
     with meter("Making thumbnails", sum(rooms)) as shown:
-        for finding, room in zip(report.findings, rooms, strict=True):
+        for finding, most in zip(report.findings, rooms, strict=True):
             cases = []
-            left = room
-            for case in finding.cases[: room or 1]:
+            left = most
+            for case in finding.cases[: most or 1]:
                 paths = case.paths[: max(left, 0)]
                 left -= len(paths)
                 if not paths and case.paths:
                     break
                 photos = tuple(photo(path, finding) for path in paths)
-                cases.append(_Shown(case.what, photos, len(case.paths) - len(paths)))
+                cases.append(Shown(case.what, photos, len(case.paths) - len(paths)))
                 shown.advance(len(paths))
-            sections.append(_Section(finding, tuple(cases)))
-    return sections
+            chosen.append(Section(finding, tuple(cases)))
+    return chosen
 
 
-def _rooms(findings: Iterable[Finding]) -> list[int]:
+def _rooms(findings: Iterable[Finding], room: Room) -> list[int]:
     """Share the thumbnails out; the first findings, which are the most severe, come first."""
-    rooms, left = list[int](), PICTURES
+    rooms, left = list[int](), room.all
     for finding in findings:
-        most = SHOWN_OF_A_NOTE if finding.severity == "note" else SHOWN
+        most = room.note if finding.severity == "note" else room.finding
         rooms.append(min(len(finding.paths), most, left))
         left -= rooms[-1]
     return rooms

@@ -303,10 +303,11 @@ def searched(
     os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
     shutil.rmtree(search.scratch, ignore_errors=True)  # of a search that was killed
     slots = workers if workers is not None else 1 if address else processors()
-    before = signal.getsignal(signal.SIGTERM)
-    with cluster.joined(address, slots=slots, paths=[photos, search.folder]) as ray:
-        with suppress(ValueError, TypeError):  # not the main thread, or not Python's handler
-            signal.signal(signal.SIGTERM, before)  # Ray takes it for itself: another exit code
+    with (
+        left_alike() as handler,
+        cluster.joined(address, slots=slots, paths=[photos, search.folder]) as ray,
+    ):
+        handler()
         at_once = workers or (cluster.slots_of(ray) if address else slots)
         gpus = ray.cluster_resources().get("GPU", 0)
         job = Job(search.plan, search.folder, photos, shlex.join(sys.argv))
@@ -326,6 +327,27 @@ def searched(
             f"{count - len(search.ended)} of {count} trials have not ended: the same command goes "
             "on with them."
         )
+
+
+@contextmanager
+def left_alike() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM end the search as it ends every command.
+
+    Ray takes the signal for itself when it is started, after which the call that is given brings
+    the handler back; and whatever the handler raises, Ray leaves with a code of its own.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+
+    def bring_back() -> None:
+        with suppress(ValueError, TypeError):  # not the main thread, or not Python's handler
+            signal.signal(signal.SIGTERM, before)
+
+    try:
+        yield bring_back
+    except SystemExit as error:
+        raise SystemExit(128 + signal.SIGTERM) from error
+    finally:
+        bring_back()
 
 
 def ended(search: Search, shown: Meter, keep: bool, number: int, failure: str) -> None:

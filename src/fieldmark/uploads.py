@@ -61,7 +61,8 @@ async def receive(
 
     Raises a Refusal where it has more than `most` bytes or takes too long.
     """
-    too_long = Refusal(413, f"A request of this kind may have {most / 1e6:g} MB at most.")
+    sentence = f"A request of this kind may have {most / 1e6:g} MB at most."
+    too_long = Refusal(413, sentence, "request_too_large")
     if int(request.headers.get("content-length", 0)) > most:  # h11 has seen that it is a number
         raise too_long
     count = 0
@@ -115,17 +116,21 @@ class Parts:
         if not self.ended:
             raise broken()
         if not self.found:
-            raise Refusal(422, "There is no photo in the request.")
+            raise Refusal(422, "There is no photo in the request.", "empty")
         return [bytes(photo) for photo in self.found]
 
     def _begin(self) -> None:
         if len(self.found) == self.bounds.photos:
-            raise Refusal(413, f"A request may have {self.bounds.photos} photos at most.")
+            raise Refusal(
+                413, f"A request may have {self.bounds.photos} photos at most.", "too_many_photos"
+            )
         self.found.append(bytearray())
 
     def _add(self, data: bytes, start: int, end: int) -> None:
         if len(self.found[-1]) + end - start > self.bounds.photo_bytes:
-            raise Refusal(413, f"A photo may have {self.bounds.photo_bytes / 1e6:g} MB at most.")
+            raise Refusal(
+                413, f"A photo may have {self.bounds.photo_bytes / 1e6:g} MB at most.", "too_large"
+            )
         self.found[-1] += data[start:end]
 
     def _end(self) -> None:
