@@ -3,7 +3,8 @@ r"""How fast a folder of photos becomes a CSV of answers, ours beside the usual 
 In: a run, exports of it, and a folder of photos (JPEG or PNG, which is what Keras lists). Out, on
 standard output: photos a second and CPU seconds a photo as medians over the rounds, and the ratio
 to Keras' loop round by round. All take turns in one process, each with its model loaded before; a
-first round warms up and is left out.
+first round warms up and is left out. It ends after `--rounds`, or with the round in which
+`--minutes` are over.
 
     fieldmark export runs/first --format openvino --int8
     python benchmarks/folder.py runs/first runs/first/export/openvino-int8 --photos photos
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("exports", type=Path, nargs="*")
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=5)
     options = parser.parse_args()
     console.be_quiet()
     theirs = Keras(open_run(options.run))
@@ -106,9 +108,11 @@ def main() -> None:
     ways |= {f"fieldmark, {place.name}": ours(place) for place in options.exports}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     spent: dict[str, list[float]] = {name: [] for name in ways}
-    photos = 0
+    photos, end = 0, time.perf_counter() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as temporary:
         for i in range(options.rounds + 1):
+            if i > 1 and time.perf_counter() > end:
+                break
             for name in list(ways)[:: 1 if i % 2 else -1]:
                 out = Path(temporary) / "answers.csv"
                 out.unlink(missing_ok=True)
@@ -121,7 +125,8 @@ def main() -> None:
                 assert photos in (0, rows), f"{name} has {rows} rows, others {photos}"
                 photos = rows
     cores = len(os.sched_getaffinity(0))
-    print(f"{photos} photos, {options.rounds} rounds, {cores} cores; load {os.getloadavg()[0]:.1f}")
+    rounds, load = len(seconds[LOOP]), os.getloadavg()[0]
+    print(f"{photos} photos, {rounds} rounds, {cores} cores; load {load:.1f}")
     print("| way | photos/s | CPU ms a photo | times as fast, wall | times as fast, CPU |")
     print("| --- | --- | --- | --- | --- |")
     for name in ways:

@@ -7,7 +7,10 @@ does falls on all alike; each ratio is the middle of the ratios of such pairs.
     fieldmark export RUN --format openvino
     fieldmark export RUN --format openvino --int8
     fieldmark export RUN --format onnx
-    python benchmarks/inference.py RUN [--photos 40] [--starts 5] [--threads 1]
+    python benchmarks/inference.py RUN [--photos 40] [--starts 5] [--threads 1] [--minutes 5]
+
+It ends: each of the three tables has a third of the minutes, and stops after three rounds or more
+where that is over; how many there were is said.
 
 - One photo, bytes to answer: reading and computing. "article" is its `model.predict` on a batch of
   one; what it reads is read here as everywhere, in our favour or against it by a millisecond.
@@ -37,6 +40,7 @@ from fieldmark.run import open_run
 from fieldmark.trained import Trained
 
 BATCH = 16
+LEAST = 3  # rounds
 START = """
 import sys
 from pathlib import Path
@@ -47,14 +51,24 @@ Times = dict[str, list[float]]  # seconds, as many of each
 
 
 def by_turns(
-    ways: Mapping[str, Callable[[Any], object]], things: list[Any], *, warm: bool = True
+    ways: Mapping[str, Callable[[Any], object]],
+    things: list[Any],
+    *,
+    seconds: float,
+    warm: bool = True,
 ) -> Times:
-    """Time each way on each thing, the second time that it is done; the ways take their turns."""
+    """Time each way on each thing, the second time that it is done; the ways take their turns.
+
+    After so many seconds it ends, but not before `LEAST` things.
+    """
+    end = time.perf_counter() + seconds
     if warm:
         for way in ways.values():
             way(things[0])  # what is compiled at the first call is not counted
     taken: Times = {name: [] for name in ways}
-    for thing in things:
+    for count, thing in enumerate(things):
+        if count >= LEAST and time.perf_counter() > end:
+            break
         for name, way in ways.items():
             if warm:
                 way(thing)  # the caches, and the threads that still spin, are another way's
@@ -76,10 +90,13 @@ def shown(title: str, taken: Times, base: str) -> None:
     for name, times in taken.items():
         middle, least = 1000 * median(times), 1000 * min(times)
         faster = ratio(taken, base, name)
-        print(f"  {name:24} p50 {middle:9.1f} ms   fastest {least:9.1f} ms   {faster:6.2f} x")
+        row = f"  {name:24} p50 {middle:9.1f} ms   fastest {least:9.1f} ms   {faster:6.2f} x"
+        print(row, flush=True)
 
 
-def one_photo(trained: Trained, exports: Mapping[str, Classifier], photos: list[bytes]) -> Times:
+def one_photo(
+    trained: Trained, exports: Mapping[str, Classifier], photos: list[bytes], *, seconds: float
+) -> Times:
     """Time one photo at a time, from its bytes to an answer."""
 
     def read(content: bytes) -> Any:
@@ -92,7 +109,7 @@ def one_photo(trained: Trained, exports: Mapping[str, Classifier], photos: list[
         "the run": lambda content: trained.forward(read(content)),
     }
     ways |= {name: alone(classifier) for name, classifier in exports.items()}
-    return by_turns(ways, photos)
+    return by_turns(ways, photos, seconds=seconds)
 
 
 def alone(classifier: Classifier) -> Callable[[bytes], object]:
@@ -100,14 +117,19 @@ def alone(classifier: Classifier) -> Callable[[bytes], object]:
     return lambda content: classifier.predict([content])
 
 
-def batches(exports: Mapping[str, Classifier], photos: list[bytes], turns: int) -> Times:
+def batches(
+    exports: Mapping[str, Classifier], photos: list[bytes], turns: int, *, seconds: float
+) -> Times:
     """Time batches of squares; what is read is not counted."""
     any_of = next(iter(exports.values()))
     squares = np.stack([any_of.square(c) for c in islice(cycle(photos), BATCH)])
-    return by_turns({name: each.engine for name, each in exports.items()}, [squares] * turns)
+    ways = {name: each.engine for name, each in exports.items()}
+    return by_turns(ways, [squares] * turns, seconds=seconds)
 
 
-def starts(run: Path, exports: Mapping[str, Classifier], photo: Path, times: int) -> Times:
+def starts(
+    run: Path, exports: Mapping[str, Classifier], photo: Path, times: int, *, seconds: float
+) -> Times:
     """Time processes from nothing to their first answer."""
 
     def started(place: Path) -> Callable[[Any], object]:
@@ -115,7 +137,7 @@ def starts(run: Path, exports: Mapping[str, Classifier], photo: Path, times: int
         return lambda _: subprocess.run(command, check=True, capture_output=True)
 
     ways = {"the run": started(run), **{n: started(e.place) for n, e in exports.items()}}
-    return by_turns(ways, [None] * times, warm=False)
+    return by_turns(ways, [None] * times, seconds=seconds, warm=False)
 
 
 def main() -> None:
@@ -127,6 +149,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=40)
     parser.add_argument("--turns", type=int, default=15, help="batches")
     parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=5, help="in all, more or less")
     parser.add_argument("--threads", type=int, help="of the exports; without, what they take")
     parser.add_argument("--exports", nargs="+", default=[], help="without, all of them")
     asked = parser.parse_args()
@@ -144,17 +167,24 @@ def main() -> None:
         sys.exit(f"{run.folder} has no exports: make them, as this file's head says.")
     trained = Trained.load(run)
 
-    single = one_photo(trained, exports, photos)
+    seconds = 60 * asked.minutes / 3
+    single = one_photo(trained, exports, photos, seconds=seconds)
     shown("One photo, bytes to answer", single, "article")
     # Against the float32 of the same engine, whose name is the other's beginning.
     quick = {n: e for n, e in exports.items() if n.startswith("openvino")} or exports
     base = next(iter(quick))
-    many = batches(quick, photos, asked.turns)
+    many = batches(quick, photos, asked.turns, seconds=seconds)
     shown(f"A batch of {BATCH} squares", many, base)
-    cold = starts(run.folder, exports, paths[0], asked.starts)  # on all threads
+    cold = starts(  # on all threads
+        run.folder, exports, paths[0], asked.starts, seconds=seconds
+    )
     shown("Process start to first answer", cold, "the run")
     found = {
-        "n": len(photos),
+        "n": {
+            "photos": len(single["article"]),
+            "batches": len(many[base]),
+            "starts": len(cold["the run"]),
+        },
         "batch": BATCH,
         "one_photo": {
             name: {

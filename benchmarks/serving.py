@@ -11,7 +11,8 @@ output; its last line is JSON.
   ratio. The clients run on the same cores, and what they take counts against the server.
 - Evenness: requests at random times (exponential gaps) at half the rate found before; from the time
   at which a request was due, p99 against p50.
-- Memory: the server's resident memory after 1,000 requests, and after `--requests`.
+- Memory: the server's resident memory after 1,000 requests, and after `--requests`, or as many as
+  there are in `--longest` seconds.
 - Peers, with the same weights and the same load: FastAPI with Keras' `predict` as people write it,
   and LitServe with Keras, where it is installed.
 """
@@ -345,11 +346,18 @@ def memory(asked: argparse.Namespace, requests: Sequence[bytes]) -> list[int]:
     with running(OURS, asked.model) as (port, process):
         load(port, requests, clients=asked.clients, count=1000)
         early = resident(process)
-        load(port, requests, clients=asked.clients, count=asked.requests - 1000)
+        under = load(
+            port,
+            requests,
+            clients=asked.clients,
+            count=asked.requests - 1000,
+            seconds=asked.longest,
+        )
         late = resident(process)
-    print(f"memory after 1,000 requests {size(early)}, after {asked.requests:,} {size(late)}: "
+    count = 1000 + len(under.seconds)
+    print(f"memory after 1,000 requests {size(early)}, after {count:,} {size(late)}: "
           f"{late / early - 1:+.1%}")  # fmt: skip
-    return [early, late]
+    return [early, late, count]
 
 
 class Turn(NamedTuple):
@@ -408,6 +416,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8, help="each measurement")
     parser.add_argument("--pairs", type=int, default=5, help="0: leave them out")
     parser.add_argument("--requests", type=int, default=20_000, help="for memory; 0: leave it out")
+    parser.add_argument("--longest", type=float, default=240, help="seconds, for memory")
     asked = parser.parse_args()
     photos = [path.read_bytes() for path in sorted(asked.photos.rglob("*.jpg"))[:256:4]]
     requests = [request_of(each) for each in photos]

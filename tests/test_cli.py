@@ -17,7 +17,7 @@ from fieldmark.recipe import ARTICLE, Recipe, named
 
 COMMANDS = [
     *("bench", "cache", "check", "compare", "diagnose", "draw", "evaluate", "explain", "export"),
-    *("network", "predict", "recipe", "report", "serve", "split", "train"),
+    *("network", "predict", "recipe", "report", "serve", "split", "train", "tune"),
 ]
 
 

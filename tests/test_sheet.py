@@ -222,7 +222,7 @@ def test_the_page_is_one_file_and_escapes_names(photos: Path, tmp_path: Path) ->
 
 
 def test_the_page_is_bounded(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sheet, "PICTURES", 6)
+    monkeypatch.setattr(sheet, "ROOM", sheet.ROOM._replace(all=6))
     write_html(check(photos), tmp_path / "sheet.html")
     ours = page(tmp_path / "sheet.html")
     assert sum(tag == "img" for tag, _ in ours.tags) == 6

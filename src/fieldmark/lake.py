@@ -40,8 +40,9 @@ from fieldmark.manifest import MANIFEST, Manifest
 from fieldmark.predict import Classifier
 from fieldmark.sources import STANDARD_INPUT, Item, Seen, Sources
 
-HANDFUL = 128  # photos that a worker is given at a time; fewer where there are few
-SHARES = 8  # handfuls that each worker is to have at least
+# Photos that a worker is given at a time: Ray Data keeps 10 kB in this process for each handful.
+HANDFUL = 512
+SHARES = 16  # handfuls that each worker is to have at least; then they have fewer photos
 FEW = 16  # of a handful that a thread reads at a time
 READERS = 4  # threads of a worker that read and decode, some of which wait for a disk
 AHEAD = 2  # handfuls that a worker works on: one is read while the other is computed

@@ -207,7 +207,7 @@ def _page(report: Report) -> str:
     return template.render(
         report=report,
         intervals=_interval_lines(report),
-        sections=sections(report),
+        sections=sections(report, ROOM),
         sizes=sorted(sizes.items(), key=lambda size: (-size[1], size[0]))[:BARS],
         most=max(sizes.values(), default=0) or 1,
         more_classes=max(0, len(sizes) - BARS),
@@ -265,7 +265,7 @@ class Section:
         return any(photo.picture for case in self.cases for photo in case.photos)
 
 
-def sections(report: Report, room: Room = ROOM) -> list[Section]:
+def sections(report: Report, room: Room) -> list[Section]:
     """Choose what of each finding is shown, each photo with its thumbnail."""
     by_path = {seen.path: seen for seen in report.files}
     pictures: dict[str, str] = {}
