@@ -8,7 +8,7 @@ photos held out. The photos are the same, so that a little of the flattery stays
 picked by some of those that are held out now. What is there is not trained again.
 
     python experiments/tune.py flowers4 --out build/tune --trials 12 --pairs 3 \
-        --flags --image-size 96 --epochs 8
+        --flags --image-size 96 --epochs 10
 """
 
 from __future__ import annotations

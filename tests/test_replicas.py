@@ -231,6 +231,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
 # ---- the same application ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_one_server(server: Replicas) -> None:
     found = server.predict(photo(RED), b"no photo")
     assert found.status == 200
@@ -256,6 +257,7 @@ def test_answers_are_those_of_one_server(server: Replicas) -> None:
         (photo(BLACK), 500, "made a mistake"),
     ],
 )
+@pytest.mark.slow
 def test_errors_are_those_of_one_server(
     server: Replicas, content: bytes, status: int, said: str
 ) -> None:
@@ -264,12 +266,14 @@ def test_errors_are_those_of_one_server(
     assert said in found.error
 
 
+@pytest.mark.slow
 def test_a_key_is_asked_for(server: Replicas) -> None:
     assert server.predict(photo(RED), **{"x-api-key": "other"}).status == 401
     assert server.ask("GET", "/metrics", headers={"x-api-key": ""}).status == 401
     assert server.ask("GET", "/health/ready", headers={"x-api-key": ""}).status == 200
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_all_replicas(server: Replicas) -> None:
     before = sum(server.replicas().values())
     for _ in range(20):
@@ -280,6 +284,7 @@ def test_the_figures_are_those_of_all_replicas(server: Replicas) -> None:
     assert sum(after.values()) == before + 21  # with the question for the figures before
 
 
+@pytest.mark.slow
 def test_over_the_bounds_it_is_busy_and_nothing_is_lost(server: Replicas) -> None:
     """Two replicas with room for six photos each."""
     with server.held():
@@ -299,6 +304,7 @@ def test_over_the_bounds_it_is_busy_and_nothing_is_lost(server: Replicas) -> Non
 # ---- a new model ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_new_model_takes_over_and_no_request_fails(server: Replicas) -> None:
     before = server.predict(photo(RED)).json["model"]["version"]
     processes = server.serving()
@@ -317,6 +323,7 @@ def test_a_new_model_takes_over_and_no_request_fails(server: Replicas) -> None:
 
 
 @pytest.mark.parametrize("weights", ["cut off", "crash", "nan"])
+@pytest.mark.slow
 def test_a_damaged_model_is_refused_and_the_old_one_goes_on(server: Replicas, weights: str) -> None:
     before = server.predict(photo(RED)).json["model"]["version"]
     with Load(server, clients=2) as load:
@@ -330,6 +337,7 @@ def test_a_damaged_model_is_refused_and_the_old_one_goes_on(server: Replicas, we
 # ---- a replica that dies -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_replica_is_killed_and_requests_go_on(server: Replicas) -> None:
     """What it had is answered by 503, to be sent again; another takes its place."""
     server.change("third", "swapped")
@@ -355,6 +363,7 @@ def test_a_replica_is_killed_and_requests_go_on(server: Replicas) -> None:
 # ---- the end -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_has_come_is_answered_at_the_end(server: Replicas) -> None:
     """The last of those that share the server: it is stopped."""
     processes = set(server.within())

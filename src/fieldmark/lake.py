@@ -22,6 +22,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,8 +41,7 @@ from fieldmark.manifest import MANIFEST, Manifest
 from fieldmark.predict import Classifier
 from fieldmark.sources import STANDARD_INPUT, Item, Seen, Sources
 
-# Photos that a worker is given at a time: Ray Data keeps 10 kB in this process for each handful.
-HANDFUL = 512
+HANDFUL = 512  # photos that a worker is given at a time; with 128, Ray took as long as they did
 SHARES = 16  # handfuls that each worker is to have at least; then they have fewer photos
 FEW = 16  # of a handful that a thread reads at a time
 READERS = 4  # threads of a worker that read and decode, some of which wait for a disk
@@ -257,7 +257,8 @@ def handed_out(
 
     items = listing.items(ray.get(known).copy())
     while some := list(islice(items, handful)):
-        yield {"content": [pickle.dumps(some)]}
+        # Small, as Ray keeps it to the end, in case that something is to be done again.
+        yield {"content": [zlib.compress(pickle.dumps(some), 1)]}
 
 
 class Begun:
@@ -293,7 +294,7 @@ class Worker:
         """Answer handfuls of photos."""
         if self.wrong is not None:
             return {"content": [pickle.dumps(self.wrong)]}
-        handfuls = [pickle.loads(content) for content in batch["content"]]  # noqa: S301
+        handfuls = [pickle.loads(zlib.decompress(content)) for content in batch["content"]]  # noqa: S301
         return {"content": [pickle.dumps(self.answer(items)) for items in handfuls]}
 
     def answer(self, items: list[Item]) -> Found:
