@@ -89,8 +89,9 @@ def predicted(model: Path, folder: Path, count: int, workers: int) -> dict[str, 
             rows += size(each)
             if len(memory) <= 20 * rows // count:  # twenty times on the way
                 memory.append(resident())
+            if rows >= count:  # the workers are still there
+                first.update(last=time.perf_counter(), end=spent())
             yield each
-        first.update(last=time.perf_counter(), end=spent())
 
     out = folder.parent / f"{folder.name}-{workers}.csv"
     began = time.perf_counter()

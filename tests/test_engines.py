@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,28 @@ def test_it_may_be_asked_from_many_threads(written: Written, squares: Any) -> No
         answers = [*pool.map(lambda count: engine(squares[:count]), counts)]
     for count, found in zip(counts, answers, strict=True):
         np.testing.assert_allclose(found, expected[:count], atol=1e-6)
+
+
+def test_a_signal_is_heard_after_networks_have_gone(written: Written) -> None:
+    """OpenVINO gives a thread a stack for signals, and may take it away with the network."""
+    form, place = written
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from fieldmark.engines import open_engine\n"
+        "from fieldmark.manifest import Manifest\n"
+        "described = Manifest.model_validate_json(sys.argv[2])\n"
+        "networks = [open_engine(Path(sys.argv[1]), described) for _ in range(3)]\n"
+        "while networks:\n"
+        "    networks.pop(0)\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('heard')\n"
+    )
+    asked = [sys.executable, "-c", program, str(place), described(place, form).model_dump_json()]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
 
 
 def test_threads_may_be_named_where_the_library_has_its_own(written: Written, squares: Any) -> None:

@@ -81,7 +81,7 @@ def test_it_is_described_and_proved(run: Run, birds: Path) -> None:
     assert everything(birds) == before
 
     # The model holds the facts itself, and takes any number of photos.
-    model = engines.openvino().Core().read_model(place / "model.xml")
+    model = engines.core().read_model(place / "model.xml")
     said = {
         name: model.get_rt_info(["fieldmark", name]).astype(str)
         for name in ("classes", "specification", "decision", "licence", "weights_sha256")
@@ -202,7 +202,7 @@ def test_openvino_is_steadied_where_that_is_needed(
     monkeypatch.setattr(module, "compared", found)
     place = export(run.folder, "openvino")
     assert "writing it steadier, and slower" in capsys.readouterr().out
-    model = engines.openvino().Core().read_model(place / "model.xml")
+    model = engines.core().read_model(place / "model.xml")
     assert "ReduceSum" in {node.get_type_name() for node in model.get_ops()}
     assert Manifest.read(place).parity.largest_difference < module.TOLERANCE
 
@@ -264,7 +264,7 @@ def test_int8(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     place = export(run.folder, "openvino", int8=True, max_drop=0.9)
     assert place == run.exports / "openvino-int8"
     assert Manifest.read(place).precision == "int8"
-    model = engines.openvino().Core().read_model(place / "model.xml")
+    model = engines.core().read_model(place / "model.xml")
     assert "FakeQuantize" in {node.get_type_name() for node in model.get_ops()}
     assert model.has_rt_info(["fieldmark", "classes"])
     report = json.loads((place / PARITY).read_text())
@@ -300,7 +300,7 @@ def test_int8_leaves_in_float32_what_costs_most(
     assert "looking for what to leave in float32" in capsys.readouterr().out
     assert len(looked) > 10  # network after network
     kinds = ("Convolution", "MatMul")
-    model = engines.openvino().Core().read_model(place / "model.xml")
+    model = engines.core().read_model(place / "model.xml")
     layers = [node for node in model.get_ops() if node.get_type_name() in kinds]
     whole = [n for n in layers if n.input_value(1).get_node().get_type_name() == "Constant"]
     assert 0 < len(whole) < len(layers)  # some in float32, the others in int8

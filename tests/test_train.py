@@ -323,16 +323,12 @@ def test_too_little_memory_leaves_nothing_half_written(birds: Path, tmp_path: Pa
     def exhausted(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train", exhausted)
-        with pytest.raises(FieldmarkError, match="a batch of 8 photos: try --batch-size 4"):
-            train.fit(TINY, birds, tmp_path / "run")
-        assert os.listdir(tmp_path) == []
+    with pytest.raises(FieldmarkError, match="a batch of 8 photos: try --batch-size 4"):
+        train.fit(TINY, birds, tmp_path / "run", learn=exhausted)
+    assert os.listdir(tmp_path) == []
     stopped(tmp_path / "run", TINY, birds, after=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train", exhausted)
-        with pytest.raises(FieldmarkError, match="does not suffice"):
-            train.fit(TINY, birds, tmp_path / "run")
+    with pytest.raises(FieldmarkError, match="does not suffice"):
+        train.fit(TINY, birds, tmp_path / "run", learn=exhausted)
     assert Run(tmp_path / "run").last.exists()
 
 

@@ -20,6 +20,7 @@ import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +36,7 @@ COMPARED = ("fieldmark", "keras", "jax", "numpy", "pillow")
 PATIENCE = 60.0  # seconds that a machine of the cluster has to answer
 KNOCK = 5.0  # seconds that the address has
 FOLDER = "ray-fieldmark-"  # how the folder of a cluster of this machine begins
-LOCK = "in-use"  # the file in it that whoever works has locked
+LOCK = ".lock"  # and the file beside it, which whoever works has locked
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -84,17 +85,35 @@ def joined(
     if slots < 1:
         raise FieldmarkError(f"{option} {slots} is no number of workers: give 1 or more.")
     require()
-    for name, value in settings(address).items():
-        os.environ.setdefault(name, value)
     import ray
 
-    with connection(ray, address, slots + extra):
+    with heeded(settings(address)), connection(ray, address, slots + extra):
         try:
             refuse_few(ray, slots + extra, address, option)
             refuse_strange(ray, paths)
             yield ray
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def heeded(settings: dict[str, str]) -> Iterator[None]:
+    """Have Ray find settings in the environment, where it has no others."""
+    ours = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(ours)
+    read_again()
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def read_again() -> None:
+    """Have Ray read its environment, as it does by itself only when it is imported."""
+    raylet: Any = import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
@@ -146,18 +165,25 @@ def temporary_folder() -> Iterator[Path]:
     Ray's own place would be shared with everybody's; its sockets bear no long path.
     """
     around = Path("/tmp" if Path("/tmp").is_dir() else tempfile.gettempdir())  # noqa: S108
-    for lock in around.glob(f"{FOLDER}*/{LOCK}"):
+    folder = around / f"{FOLDER}{token_hex(4)}"
+    sweep(around)
+    with locks.sole(folder.with_suffix(LOCK)):
+        folder.mkdir(0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    sweep(around)  # what outlives a killed process for a while may have written again
+
+
+def sweep(around: Path) -> None:
+    """Take away the folders of clusters that nobody has locked."""
+    for place in around.glob(f"{FOLDER}*"):
         with suppress(OSError):
+            lock = place.with_suffix(LOCK)
             if not locks.in_use(lock):
-                shutil.rmtree(lock.parent, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=FOLDER, dir=around))
-    held = locks.exclusive(folder / LOCK, create=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+                shutil.rmtree(place.with_suffix(""), ignore_errors=True)
+                lock.unlink(missing_ok=True)
 
 
 def settings(address: str) -> dict[str, str]:

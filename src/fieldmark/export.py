@@ -417,11 +417,10 @@ def write_openvino(folder: Path, network: Any, facts: dict[str, str]) -> None:
 @contextmanager
 def openvino_model(network: Any) -> Iterator[Any]:
     """Give the network as OpenVINO's model; its weights lie in a file until the block ends."""
-    library = engines.openvino()
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary) / ENTRY["openvino"]
         converted(network, place, "openvino")
-        model = library.Core().read_model(place)
+        model = engines.core().read_model(place)
         model.input(0).get_tensor().set_names({INPUT})
         model.output(0).get_tensor().set_names({OUTPUT})
         yield model

@@ -300,11 +300,11 @@ def searched(
     search: Search, photos: Path, count: int, *, workers: int | None, address: str, keep: bool
 ) -> None:
     """Train until so many trials are over."""
-    os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
     shutil.rmtree(search.scratch, ignore_errors=True)  # of a search that was killed
     slots = workers if workers is not None else 1 if address else processors()
     with (
         left_alike() as handler,
+        cluster.heeded(SETTINGS),
         cluster.joined(address, slots=slots, paths=[photos, search.folder]) as ray,
     ):
         handler()
