@@ -261,6 +261,8 @@ def test_int8(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         module, "mixed", lambda *_, **__: pytest.fail("nothing is to be looked for")
     )
+    engines.core()
+    monkeypatch.setattr(engines.openvino(), "Core", lambda: pytest.fail("another core"))
     place = export(run.folder, "openvino", int8=True, max_drop=0.9)
     assert place == run.exports / "openvino-int8"
     assert Manifest.read(place).precision == "int8"

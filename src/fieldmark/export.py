@@ -27,6 +27,7 @@ from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -575,9 +576,18 @@ def mixed(
 
 @contextmanager
 def nncf_alone() -> Iterator[Any]:
-    """Give NNCF, which draws bars of its own, and prints what could be done next."""
-    engines.openvino()
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+    """Give NNCF, which draws bars of its own, and prints what could be done next.
+
+    It makes cores as it goes, of which there is to be one; see `engines.core`.
+    """
+    core = engines.core()
+    with (
+        mock.patch.multiple(
+            engines.openvino(), Core=engines.core, compile_model=core.compile_model
+        ),
+        warnings.catch_warnings(),
+        redirect_stdout(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         import nncf
 
