@@ -196,6 +196,7 @@ def worker(rank: int, count: int, port: int, steps: int, batch: int) -> None:
 
 # ---- said of what is not here -------------------------------------------------------------------
 
+DECODED = 338.0  # photos/s of a core that decodes a JPEG of 0.07 MB (docs/images.md)
 RESNET50 = Work(parameters=25_600_000, normalisations=49, batch=0)
 WITHIN = (225e9, 5e-6)  # NVLink 4: bytes a second each way for a GPU, seconds of a small message
 A_HOST = 8  # GPUs
@@ -231,6 +232,11 @@ def predict(per_gpu: int, rate: float, cores: int, read: float) -> None:
                 f"{pace / (count * rate):8.2f}  {1000 * seconds:7.1f}  "
                 f"{1000 * found['gradients']:12.1f}  {1000 * found['normalise']:12.1f}  {bound}"
             )
+    for what, each in (("from the cache", read), ("decoded each time", DECODED)):
+        print(
+            f"{what}, reading is the limit from {cores * each:,.0f} photos/s a GPU on; "
+            f"{rate:g} take {rate / each:.1f} cores"
+        )
 
 
 def main() -> None:
@@ -243,7 +249,7 @@ def main() -> None:
     predicting.add_argument("--per-gpu", type=int, default=256)
     predicting.add_argument("--rate", type=float, default=2500)
     predicting.add_argument("--cores", type=int, default=14)
-    predicting.add_argument("--read", type=float, default=400)
+    predicting.add_argument("--read", type=float, default=900)  # docs/batches.md
     one = commands.add_parser("worker")
     one.add_argument("numbers", type=int, nargs=5)
     options = parser.parse_args()

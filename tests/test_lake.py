@@ -222,17 +222,20 @@ def test_what_was_lost_is_handed_out_again_and_what_comes_twice_is_dropped(
         lake.predict(model, [photos], workers=2, csv=tmp_path / "more.csv")
 
 
-@pytest.fixture
-def large(tmp_path: Path) -> Path:
-    """Photos that take a while to read."""
+def heavy(place: Path, count: int) -> Path:
+    """Make a folder of photos that take a while to read."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (1500, 1500, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "large.jpg")
-    for i in range(64):
-        place = tmp_path / "photos" / f"{i:02}.jpg"
-        place.parent.mkdir(exist_ok=True)
-        place.symlink_to(tmp_path / "large.jpg")
-    return tmp_path / "photos"
+    Image.fromarray(pixels).save(place / "large.jpg")
+    (place / "photos").mkdir()
+    for i in range(count):
+        (place / "photos" / f"{i:02}.jpg").symlink_to(place / "large.jpg")
+    return place / "photos"
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    return heavy(tmp_path, 64)
 
 
 def test_a_worker_that_is_killed_loses_and_repeats_nothing(

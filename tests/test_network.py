@@ -15,18 +15,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 
 import pytest
 
+from fieldmark.export import export
+from fieldmark.run import Run
 from test_joint import JAX, VALUES, epochs, wait_until
+from test_lake import heavy, lines
 
 pytestmark = pytest.mark.slow
 
 NAMES = ("head", "one", "two")
 PORT = 6379
+PHOTOS = 600
 # Ray takes a host for dead after half a minute; here after some seconds.
 QUICKLY = {
     "RAY_health_check_period_ms": "1000",
@@ -114,6 +120,11 @@ class Hosts:
             start_new_session=True,
         )
 
+    def fieldmark(self, *words: str) -> subprocess.Popen[bytes]:
+        """Run a command on the head, with two workers."""
+        cluster = ["--workers", "2", "--address", f"{self.address('head')}:{PORT}"]
+        return self.on("head", [sys.executable, "-m", "fieldmark", *words, *cluster])
+
     def cut(self, name: str) -> None:
         run("ip", "link", "set", self.link(name), "down")
 
@@ -166,8 +177,18 @@ TRAINING = {**VALUES, "epochs": "40", "validate-every": "20", "save-every": "1"}
 def train(hosts: Hosts, birds: Path, out: Path) -> subprocess.Popen[bytes]:
     flags = [word for name, value in TRAINING.items() for word in (f"--{name}", value)]
     words = ["train", str(birds), "--out", str(out), "--recipe", "scratch", *flags]
-    cluster = ["--workers", "2", "--address", f"{hosts.address('head')}:{PORT}"]
-    return hosts.on("head", [sys.executable, "-m", "fieldmark", *words, *cluster])
+    return hosts.fieldmark(*words)
+
+
+@contextmanager
+def never_left(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End a process whatever happens."""
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def ends_well(process: subprocess.Popen[bytes], out: Path) -> list[dict[str, float]]:
@@ -189,7 +210,7 @@ def test_a_training_outlives_its_network(hosts: Hosts, birds: Path, tmp_path: Pa
     whole = ends_well(train(hosts, birds, tmp_path / "whole"), tmp_path / "whole")
     out = tmp_path / "disturbed"
     process = train(hosts, birds, out)
-    try:
+    with never_left(process):
         wait_until(lambda: epochs(out) >= 5, 300)
 
         hosts.slow("one", 50)
@@ -209,9 +230,53 @@ def test_a_training_outlives_its_network(hosts: Hosts, birds: Path, tmp_path: Pa
         print(f"cut for good: {time_lost(out, process, began):.1f} s to the next epoch, with one")
         hosts.mend("one")
         disturbed = ends_well(process, out)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
     for one, other in zip(whole, disturbed, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-2)
+
+
+def rows(place: Path) -> int:
+    """Return how many photos are in a CSV."""
+    return place.read_bytes().count(b"\r\n") - 1 if place.exists() else 0
+
+
+def has(place: Path, count: int) -> bool:
+    return rows(place) >= count
+
+
+def test_a_prediction_outlives_its_network(hosts: Hosts, trained: Run, tmp_path: Path) -> None:
+    model = export(trained.folder, "openvino", out=tmp_path / "model")
+    photos = heavy(tmp_path, PHOTOS)
+
+    def predict(place: Path, *disturbances: Callable[[], None]) -> float:
+        """Predict, with a disturbance after each so many photos; return the seconds it took."""
+        process = hosts.fieldmark("predict", str(model), str(photos), "--csv", str(place))
+        with never_left(process):
+            wait_until(partial(has, place, 1), 300)
+            began = time.monotonic()
+            for number, disturb in enumerate(disturbances, 1):
+                wait_until(partial(has, place, number * PHOTOS // 6), 300)
+                disturb()
+            said = process.communicate(timeout=600)[0].decode()
+            assert process.returncode == 0, said
+        had = lines(place)[1:]
+        assert len(had) == len({row[0] for row in had}) == PHOTOS
+        assert not any(row[3] for row in had)  # no errors
+        return time.monotonic() - began
+
+    def blink() -> None:
+        hosts.cut("one")
+        time.sleep(2)
+        hosts.mend("one")
+
+    quiet = predict(tmp_path / "whole.csv")
+    slow = predict(
+        tmp_path / "slow.csv", lambda: hosts.slow("one", 50), lambda: hosts.quicken("one")
+    )
+    blinked = predict(tmp_path / "blinked.csv", blink)
+    alone = predict(tmp_path / "cut.csv", lambda: hosts.cut("one"))
+    hosts.mend("one")
+    print(
+        f"\n{PHOTOS} photos: {quiet:.1f} s; a sixth of them with 50 ms more: {slow:.1f} s; cut for "
+        f"2 s: {blinked:.1f} s; cut for good after a sixth: {alone:.1f} s"
+    )
+    assert lines(tmp_path / "cut.csv") == lines(tmp_path / "whole.csv")
