@@ -199,6 +199,7 @@ def test_a_softmax_before_a_loss_of_logits_is_harmless_on_tensorflow_alone(run: 
 
 # ---- planted in the training --------------------------------------------------------------------
 
+QUICK = ("validation size", "leaks")  # of each table one; all of them are minutes
 RECIPES: dict[str, list[dict[str, Any]]] = {
     "learning rate": [{"learning_rate": 3e-7}, {"learning_rate": 10.0}],
     "one batch": [{"label_smoothing": 0.97}],
@@ -208,7 +209,12 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(
-    ("name", "values"), [(name, values) for name, of in RECIPES.items() for values in of]
+    ("name", "values"),
+    [
+        pytest.param(name, values, marks=() if name in QUICK else pytest.mark.slow)
+        for name, of in RECIPES.items()
+        for values in of
+    ],
 )
 def test_a_fault_of_the_recipe_is_named_and_no_other(
     name: str, values: dict[str, Any], photos: Path, tmp_path: Path
@@ -216,6 +222,7 @@ def test_a_fault_of_the_recipe_is_named_and_no_other(
     assert causes(train.fit(HEALTHY.changed(**values), photos, tmp_path / "run")) == [name]
 
 
+@pytest.mark.slow
 def test_frozen_batches_are_named_and_nothing_else(photos: Path, tmp_path: Path) -> None:
     recipe = ARTICLE.changed(network="small", image_size=32, validation_split=0.4, epochs=8)
     assert causes(train.fit(recipe, photos, tmp_path / "run")) == ["frozen batches"]
@@ -282,7 +289,10 @@ PHOTOS = {
 }
 
 
-@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PHOTOS],
+)
 def test_a_fault_of_the_photos_is_named_and_no_other(name: str, tmp_path: Path) -> None:
     if name == "label errors":
         pytest.importorskip("cleanlab", reason="cleanlab is not installed")

@@ -22,7 +22,8 @@ SHORT = {"--epochs": "3", "--image-size": "32", "--batch-size": "32"}
 # These train the article's network, or take step after step on a run, which takes minutes even so.
 SLOW = (
     *("README.md", "article.md", "train.md", "evaluate.md", "diagnose.md", "explain.md"),
-    *("report.md", "trackers.md", "predict.md", "bench.md"),
+    *("report.md", "trackers.md", "predict.md", "bench.md", "batches.md", "network.md"),
+    *("probe.md", "recipe.md", "resume.md", "speed.md", "weights.md"),
 )
 
 

@@ -282,6 +282,7 @@ def too_dear_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 def test_int8_leaves_in_float32_what_costs_most(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,6 +309,7 @@ def test_int8_leaves_in_float32_what_costs_most(
     assert 0 < len(whole) < len(layers)  # some in float32, the others in int8
 
 
+@pytest.mark.slow
 def test_int8_s_search_ends(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nncf", reason="NNCF is not installed")
     too_dear_at_first(monkeypatch)

@@ -79,6 +79,7 @@ def left_behind() -> set[str]:
     return {path.name for path in Path("/tmp").glob("ray*")}
 
 
+@pytest.mark.slow
 def test_two_workers_train_what_one_process_would(
     fieldmark: Command, birds: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -218,6 +219,7 @@ def test_the_driver_stopped_and_killed_goes_on(birds: Path, tmp_path: Path) -> N
 # ---- several devices in one process ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_devices_of_a_machine_are_used(birds: Path, alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     subprocess.run(

@@ -248,6 +248,7 @@ def without_training(folder: str) -> None:
         tune.tuner(search, work, resources={"cpu": 1}, count=6, at_once=1, ended=heard).fit()
 
 
+@pytest.mark.slow
 def test_ray_runs_the_trials_starts_killed_ones_again_and_stops_the_worse(
     search: Search, clean: None
 ) -> None:
