@@ -131,9 +131,10 @@ class Hosts:
     def mend(self, name: str) -> None:
         run("ip", "link", "set", self.link(name), "up")
 
-    def slow(self, name: str, milliseconds: int) -> None:
-        run("tc", "qdisc", "replace", "dev", self.link(name), "root", "netem", "delay",
-            f"{milliseconds}ms")  # fmt: skip
+    def slow(self, name: str, rate: str) -> None:
+        """Let no more than so many bits a second through to a host."""
+        run("tc", "qdisc", "replace", "dev", self.link(name), "root", "tbf", "rate", rate,
+            "burst", "32kb", "latency", "400ms")  # fmt: skip
 
     def quicken(self, name: str) -> None:
         run("tc", "qdisc", "del", "dev", self.link(name), "root")
@@ -213,10 +214,10 @@ def test_a_training_outlives_its_network(hosts: Hosts, birds: Path, tmp_path: Pa
     with never_left(process):
         wait_until(lambda: epochs(out) >= 5, 300)
 
-        hosts.slow("one", 50)
+        hosts.slow("one", "20mbit")
         began, before = time.monotonic(), epochs(out)
         wait_until(lambda: epochs(out) >= before + 3, 300)
-        print(f"\n50 ms more: {(time.monotonic() - began) / 3:.1f} s an epoch")
+        print(f"\n20 Mbit/s: {(time.monotonic() - began) / 3:.1f} s an epoch")
         hosts.quicken("one")
 
         hosts.cut("one")
@@ -270,13 +271,13 @@ def test_a_prediction_outlives_its_network(hosts: Hosts, trained: Run, tmp_path:
 
     quiet = predict(tmp_path / "whole.csv")
     slow = predict(
-        tmp_path / "slow.csv", lambda: hosts.slow("one", 50), lambda: hosts.quicken("one")
+        tmp_path / "slow.csv", lambda: hosts.slow("one", "1mbit"), lambda: hosts.quicken("one")
     )
     blinked = predict(tmp_path / "blinked.csv", blink)
     alone = predict(tmp_path / "cut.csv", lambda: hosts.cut("one"))
     hosts.mend("one")
     print(
-        f"\n{PHOTOS} photos: {quiet:.1f} s; a sixth of them with 50 ms more: {slow:.1f} s; cut for "
+        f"\n{PHOTOS} photos: {quiet:.1f} s; a sixth of them by 1 Mbit/s: {slow:.1f} s; cut for "
         f"2 s: {blinked:.1f} s; cut for good after a sixth: {alone:.1f} s"
     )
     assert lines(tmp_path / "cut.csv") == lines(tmp_path / "whole.csv")

@@ -226,6 +226,11 @@ def explained(address: str) -> Iterator[None]:
         ) from error
 
 
+def here(ray: Any) -> dict[str, str]:
+    """Return Ray's `label_selector` of this machine, for what is to be lost with it alone."""
+    return {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+
+
 def slots_of(ray: Any) -> int:
     """Return how many slots, which are Ray's CPUs, the cluster has."""
     return int(ray.cluster_resources().get("CPU", 0))

@@ -123,7 +123,8 @@ def together(
         loop.Course(network, recipe, training, validation, keeper).begin()
     if kept:
         kept.push()
-    board = ray.remote(num_cpus=0, max_concurrency=4)(Board).remote()
+    place = {"num_cpus": 0, "max_concurrency": 4, "label_selector": cluster.here(ray)}
+    board = ray.remote(**place)(Board).remote()
     task = {
         "out": kept.store.url if kept and kept.store else str(out),
         "photos": photos,

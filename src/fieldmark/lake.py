@@ -158,7 +158,7 @@ def stream(
 
     settings(ray, data)
     handful = max(1, min(HANDFUL, -(-count // (workers * SHARES))))
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    here = cluster.here(ray)
     begun = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Begun)
     rows = (
         data.from_items([0], override_num_blocks=1)
