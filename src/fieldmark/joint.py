@@ -40,6 +40,7 @@ from fieldmark.run import Run, open_run
 
 IN_VAIN = 5  # starts without a single step between them, after which it is given up
 GROWING = 30.0  # seconds from one look for slots that have come back to the next
+SILENT = 30  # seconds after which JAX gives up a worker that is not heard; it has 100
 NEWS_EVERY = 0.2  # seconds between two looks at what the workers tell
 SCRATCH = ".cluster"  # Ray's own notes, in the run, for as long as the workers are at work
 
@@ -314,7 +315,7 @@ def work(task: dict[str, Any]) -> None:
         return
     if count > 1:
         listen_at(ray.util.get_node_ip_address())
-        jax.distributed.initialize(address, count, rank)
+        jax.distributed.initialize(address, count, rank, heartbeat_timeout_seconds=SILENT)
     try:
         share(task, rank, ray)
     except FieldmarkError as error:
