@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from conftest import TINY, Command
-from fieldmark import cluster, locks, split, tune
+from fieldmark import cluster, locks, split, tune, tuner
 from fieldmark.attempt import THREADS, Job, course, judged, training
 from fieldmark.backend import name as backend
 from fieldmark.console import meter
@@ -161,7 +161,7 @@ def ended(search: Search, *values: float) -> None:
 
 
 def test_the_first_trial_is_the_chosen_recipe(search: Search) -> None:
-    found = tune.suggester(search)
+    found = tuner.suggester(search)
     assert found.suggest("a") == {"number": 0, "values": point()}
     second = found.suggest("b")
     assert second["number"] == 1
@@ -174,7 +174,7 @@ def test_a_search_that_goes_on_knows_its_trials_and_ends_the_open_ones(search: S
     ended(search, 0.5, 0.4)
     search.end(replace(search.begin(point(0.003)), state="failed", reason="too large"))
     open_one = search.begin(point(0.0033, 4))
-    found = tune.suggester(open_search_of(search))
+    found = tuner.suggester(open_search_of(search))
     study = found._ot_study
     told = [(each.params, each.value) for each in study.trials if each.state.is_finished()]
     assert told == [(point(0.001), 0.5), (point(0.0011), 0.4), (point(0.003), None)]
@@ -196,7 +196,7 @@ def test_the_worse_half_is_stopped_and_the_chosen_recipe_never(search: Search) -
         return str(halving.on_trial_result(None, trial, {"share": share, "value": value}))
 
     ended(search, 0.5, 0.4, 0.3)
-    halving = tune.scheduler(search)
+    halving = tuner.scheduler(search)
     assert decided(halving, 3, 0.45) == "STOP"
     assert decided(halving, 4, 0.35) == "CONTINUE"
     assert decided(halving, 5, 0.9, share=10) == "CONTINUE"  # too early to tell
@@ -242,10 +242,10 @@ def without_training(folder: str) -> None:
             run.append_log({"epoch": epoch, "val_loss": loss, "val_accuracy": 0.5})
             ray_tune.report({"share": 50.0 * epoch, "value": loss})
 
-    os.environ.update(tune.SETTINGS)
+    os.environ.update(tuner.SETTINGS)
     with cluster.joined(slots=1), meter("Trials", 6) as shown:
-        heard = tune.Here(partial(tune.ended, search, shown, False))
-        tune.tuner(search, work, resources={"cpu": 1}, count=6, at_once=1, ended=heard).fit()
+        heard = tuner.Here(partial(tune.ended, search, shown, False))
+        tuner.tuner(search, work, resources={"cpu": 1}, count=6, at_once=1, ended=heard).fit()
 
 
 @pytest.mark.slow
