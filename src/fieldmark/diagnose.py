@@ -789,9 +789,9 @@ def newcombe(first: tuple[float, int], second: tuple[float, int]) -> tuple[float
     """
     (low, high), (lower, higher) = wilson(*first), wilson(*second)
     apart = first[0] - second[0]
-    return (
-        apart - math.hypot(first[0] - low, higher - second[0]),
-        apart + math.hypot(high - first[0], second[0] - lower),
+    return (  # rounding may lead out of what a difference can be
+        max(-1.0, apart - math.hypot(first[0] - low, higher - second[0])),
+        min(1.0, apart + math.hypot(high - first[0], second[0] - lower)),
     )
 
 
