@@ -163,6 +163,7 @@ def test_photos_may_be_named(own: Run, told: Path, tmp_path: Path) -> None:
         bench.bench(own.folder, [tmp_path / "empty"])
 
 
+@pytest.mark.slow
 def test_a_run_s_own_network_is_measured(
     trained: Run, birds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

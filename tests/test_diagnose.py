@@ -103,6 +103,7 @@ def test_a_run_without_a_fault_has_none(run: Run) -> None:
     assert (tiny.shown, tiny.pictured) == (diagnose.PICTURES.finding, True)
 
 
+@pytest.mark.slow
 def test_a_file_of_any_name_beside_the_photos_is_told(tmp_path: Path) -> None:
     photos = coloured(tmp_path / "photos", 12)
     odd = os.fsencode(photos) + b"/colour 0/<b>\xff\n.txt"
@@ -182,6 +183,7 @@ def test_a_fault_of_the_run_is_named_and_no_other(name: str, run: Run) -> None:
     assert causes(run) == [name]
 
 
+@pytest.mark.slow
 def test_a_softmax_before_a_loss_of_logits_is_harmless_on_tensorflow_alone(run: Run) -> None:
     """Keras finds the logits behind it there, and on JAX the loss is of a double softmax."""
     softmax(run)
@@ -199,7 +201,7 @@ def test_a_softmax_before_a_loss_of_logits_is_harmless_on_tensorflow_alone(run: 
 
 # ---- planted in the training --------------------------------------------------------------------
 
-QUICK = ("validation size", "leaks")  # of each table one; all of them are minutes
+QUICK = ("validation size", "never predicted")  # of each table one; all of them are minutes
 RECIPES: dict[str, list[dict[str, Any]]] = {
     "learning rate": [{"learning_rate": 3e-7}, {"learning_rate": 10.0}],
     "one batch": [{"label_smoothing": 0.97}],

@@ -271,6 +271,7 @@ def working() -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_photo_that_ends_its_worker_is_listed(
     joined: Any, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

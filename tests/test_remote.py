@@ -177,6 +177,7 @@ def s3(birds: Path) -> Iterator[dict[str, str]]:
     running.stderr.close()
 
 
+@pytest.mark.slow
 def test_a_run_from_a_store_into_a_store(fieldmark: Command, s3: dict[str, str]) -> None:
     words = ("train", "s3://lake/birds", "--out", "s3://lake/runs/first", *WORDS)
     found = fieldmark(*words, **s3)

@@ -206,6 +206,7 @@ def test_of_a_file_in_the_recipe_the_name_alone(finished: Run, tmp_path: Path) -
 # ---- gone on with -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_training_that_is_gone_on_with_goes_on_in_the_same_place(
     birds: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,7 @@ def test_the_figures_have_the_article_s_sizes(trained: Run) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_best_weights_load_in_plain_keras(trained: Run, birds: Path) -> None:
     code = (
         "import sys, keras; m = keras.saving.load_model(sys.argv[1]); "

@@ -95,6 +95,7 @@ def test_a_trial_is_a_run_that_train_would_have_made(search: Search, tmp_path: P
     assert trial.value == said[-1]["value"] == trial.loss
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_killed_goes_on_and_says_again_what_it_has_said(search: Search) -> None:
     class Killed(Exception):  # noqa: N818
         pass
