@@ -145,7 +145,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
                 parents[int(place.name)] = int(
                     (place / "stat").read_text().rpartition(")")[2].split()[1]
                 )
-                if b"ray::_RayTrainWorker" in (place / "cmdline").read_bytes():
+                if b"RayTrainWorker" in (place / "cmdline").read_bytes():
                     found.append(int(place.name))
             except OSError:
                 continue
