@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from conftest import Command
-from fieldmark import cluster
+from fieldmark import cluster, locks
 from fieldmark.errors import FieldmarkError
 
 pytest.importorskip("ray", reason="Ray, of the extra `cluster`, is not installed")
@@ -85,7 +85,13 @@ def asked(words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def left_behind() -> set[Path]:
-    return set(Path("/tmp").glob("ray*"))
+    """Return the folders of clusters that nobody works in; other tests may have theirs."""
+    found = set()
+    for place in Path("/tmp").glob(f"{cluster.FOLDER}*"):
+        lock = place.with_suffix(cluster.LOCK)
+        if place != lock and not (lock.exists() and locks.in_use(lock)) and place.exists():
+            found.add(place)
+    return found
 
 
 def test_a_cluster_of_this_machine_is_made_and_taken_away() -> None:
