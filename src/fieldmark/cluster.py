@@ -19,7 +19,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -87,15 +87,16 @@ def joined(
     if slots < 1:
         raise FieldmarkError(f"{option} {slots} is no number of workers: give 1 or more.")
     require()
-    import ray
+    with heeded(settings(address)):
+        import ray
 
-    with heeded(settings(address)), connection(ray, address, slots + extra):
-        try:
-            refuse_few(ray, slots + extra, address, option)
-            refuse_strange(ray, paths)
-            yield ray
-        finally:
-            ray.shutdown()
+        with connection(ray, address, slots + extra):
+            try:
+                refuse_few(ray, slots + extra, address, option)
+                refuse_strange(ray, paths)
+                yield ray
+            finally:
+                ray.shutdown()
 
 
 @contextmanager
@@ -167,9 +168,12 @@ def temporary_folder() -> Iterator[Path]:
     Ray's own place would be shared with everybody's; its sockets bear no long path.
     """
     around = Path("/tmp" if Path("/tmp").is_dir() else tempfile.gettempdir())  # noqa: S108
-    folder = around / f"{FOLDER}{token_hex(4)}"
     sweep(around)
-    with locks.sole(folder.with_suffix(LOCK)):
+    with ExitStack() as held:
+        lock = around / f"{FOLDER}{token_hex(4)}{LOCK}"
+        while not held.enter_context(locks.sole(lock)):  # somebody sweeps at this moment
+            lock = around / f"{FOLDER}{token_hex(4)}{LOCK}"
+        folder = lock.with_suffix("")
         folder.mkdir(0o700)
         try:
             yield folder
@@ -181,11 +185,9 @@ def temporary_folder() -> Iterator[Path]:
 def sweep(around: Path) -> None:
     """Take away the folders of clusters that nobody has locked."""
     for place in around.glob(f"{FOLDER}*"):
-        with suppress(OSError):
-            lock = place.with_suffix(LOCK)
-            if not locks.in_use(lock):
+        with suppress(OSError), locks.sole(place.with_suffix(LOCK)) as ours:
+            if ours:
                 shutil.rmtree(place.with_suffix(""), ignore_errors=True)
-                lock.unlink(missing_ok=True)
 
 
 def settings(address: str) -> dict[str, str]:
