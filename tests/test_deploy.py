@@ -27,11 +27,11 @@ SERVICES = sorted((ROOT / "deploy" / "kserve").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
-def exported(trained: Run) -> Path:
+def exported(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export for ONNX Runtime; for reading only."""
     from fieldmark.export import export
 
-    return export(trained.folder, "onnx")
+    return export(trained.folder, "onnx", out=tmp_path_factory.mktemp("export") / "model")
 
 
 def make(*words: str | Path) -> subprocess.CompletedProcess[str]:

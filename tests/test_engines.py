@@ -125,6 +125,7 @@ def test_a_signal_is_heard_after_networks_have_gone(written: Written) -> None:
         "networks = [open_engine(Path(sys.argv[1]), described) for _ in range(3)]\n"
         "while networks:\n"
         "    networks.pop(0)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # or it may be ignored\n"
         "try:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "except KeyboardInterrupt:\n"
