@@ -214,7 +214,7 @@ SIZES: dict[Network, int] = {"article": 64, "resnet50v2": 64, "resnetv2_50": 64,
 def of_family(
     request: pytest.FixtureRequest, trained: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """A run of a whole network, with random weights, the batch's statistics among them."""
+    """A run of a whole network with random weights, and the statistics that come of them."""
     place = tmp_path_factory.mktemp(request.param) / "run"
     shutil.copytree(trained.folder, place)
     run, side = Run(place), SIZES[request.param]
@@ -224,13 +224,15 @@ def of_family(
     )
     noise = np.random.default_rng(0)
     kind = keras.layers.BatchNormalization
-    for layer in (layer for layer in network.layers if isinstance(layer, kind)):
-        shapes = [each.shape for each in layer.get_weights()]
-        drawn = [
-            noise.normal(1, 0.1, shapes[0]),
-            *(noise.normal(0, 0.1, each) for each in shapes[1:3]),
-        ]
-        layer.set_weights([*drawn, noise.uniform(0.5, 2, shapes[3])])
+    normalising = [layer for layer in network.layers if isinstance(layer, kind)]
+    for layer in normalising:
+        gamma, beta, *_ = layer.weights
+        gamma.assign(noise.normal(1, 0.1, gamma.shape))
+        beta.assign(noise.normal(0, 0.1, beta.shape))
+        layer.momentum = 0.0
+    network(noise.uniform(-1, 1, (8, side, side, 3)), training=True)
+    for layer in normalising:
+        layer.momentum = 0.99
     train.save_best(run, network)
     scaling = networks.SCALING.get(request.param, "-1..1")
     spec = run.read_specification().model_copy(update={"size": side, "scaling": scaling})
