@@ -7,7 +7,7 @@ seeds and splits that the search has not seen, each pair on the same ones, and c
 photos held out. The photos are the same, so that a little of the flattery stays: a recipe was
 picked by some of those that are held out now. What is there is not trained again.
 
-    python experiments/tune.py flowers4 --out build/tune --trials 12 --pairs 3 \
+    python experiments/tune.py flowers4 --out build/tune --trials 24 --pairs 3 \
         --flags --image-size 96 --epochs 10
 """
 
