@@ -275,6 +275,19 @@ def test_int8(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1e-4 < report["held_out"]["largest_difference"] < 0.9  # it is not the float32 one
 
 
+@pytest.mark.parametrize("nearer", module.RANGES)
+def test_of_two_ways_to_cut_activations_the_nearer_stays(
+    nearer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = dict.fromkeys(module.RANGES, (0.7, 0.3))
+    answers |= {nearer: (0.85, 0.15), "exact": (0.9, 0.1)}
+    monkeypatch.setattr(module, "quantised", lambda _model, _squares, ranges: ranges)
+    monkeypatch.setattr(
+        engines, "compiled", lambda name, _: lambda squares: [answers[name]] * len(squares)
+    )
+    assert module.nearest("exact", np.zeros((40, 8, 8, 3), np.uint8), 2) == (nearer, nearer)
+
+
 def too_dear_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have all in int8 lose most photos, whatever it loses."""
     first = [{"value": 0.6, "low": 0.5, "high": 0.7, "n": 9}]
