@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from fieldmark import answers, console, draw, lake
 from fieldmark.predict import Classifier
 
 BARE, ALONE = "the bare engine", "one process"
+MARK = "FIELDMARK_LAKE"  # in the environment of all that take part
 PER_CLASS = 24  # photos drawn; the links go to them in turn
 
 
@@ -79,18 +81,20 @@ def predicted(model: Path, folder: Path, count: int, workers: int) -> dict[str, 
     """Predict a folder into a CSV, and watch it from the first rows to the last."""
     first: dict[str, float] = {}
     memory: list[float] = []
+    busy: list[tuple[float, int]] = []  # seconds of processor, rows
     rows = 0
 
     def watched(found: Iterator[Any], size: Any) -> Iterator[Any]:
         nonlocal rows
         for each in found:
             if not first:
-                first.update(at=time.perf_counter(), rows=size(each), spent=spent())
+                first.update(at=time.perf_counter(), rows=size(each))
             rows += size(each)
             if len(memory) <= 20 * rows // count:  # twenty times on the way
                 memory.append(resident())
-            if rows >= count:  # the workers are still there
-                first.update(last=time.perf_counter(), end=spent())
+                busy.append((spent(), rows))
+            if rows >= count:
+                first.update(last=time.perf_counter())
             yield each
 
     out = folder.parent / f"{folder.name}-{workers}.csv"
@@ -111,11 +115,11 @@ def predicted(model: Path, folder: Path, count: int, workers: int) -> dict[str, 
     with out.open("rb") as file:
         assert sum(1 for _ in file) == count + 1
     out.unlink()
-    between = count - first["rows"]
+    (began, before), (ended, after) = busy[0], max(busy)  # workers that are gone take theirs along
     return {
-        "steady": between / (first["last"] - first["at"]),
+        "steady": (count - first["rows"]) / (first["last"] - first["at"]),
         "whole": count / seconds,
-        "spent": (first["end"] - first["spent"]) / between,
+        "spent": (ended - began) / (after - before),
         "memory": memory,
         "peak": status("VmHWM"),
     }
@@ -133,21 +137,25 @@ def resident() -> float:
 
 
 def spent() -> float:
-    """Return the processor's seconds of this process and of all that it has begun."""
-    parents, seconds = dict[int, int](), dict[int, float]()
-    for place in Path("/proc").glob("[0-9]*/stat"):
+    """Return the processor's seconds of this process and of all that began with it.
+
+    Ray's processes have other parents, and the mark; its workers have written over theirs, and have
+    those for parents.
+    """
+    mark = f"{MARK}={os.environ[MARK]}\0".encode()
+    ours, parents, ticks = set[int](), dict[int, int](), dict[int, int]()
+    for place in Path("/proc").glob("[0-9]*"):
         try:
-            facts = place.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:  # it has ended
+            facts = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            process = int(place.name)
+            parents[process], ticks[process] = int(facts[1]), int(facts[11]) + int(facts[12])
+            if mark in (place / "environ").read_bytes():
+                ours.add(process)
+        except OSError:  # it has ended, or is somebody else's
             continue
-        parents[int(place.parent.name)] = int(facts[1])
-        seconds[int(place.parent.name)] = (int(facts[11]) + int(facts[12])) / os.sysconf(
-            "SC_CLK_TCK"
-        )
-    ours = {os.getpid()}
     while more := {child for child, parent in parents.items() if parent in ours} - ours:
         ours |= more
-    return sum(seconds[process] for process in ours)
+    return sum(ticks.get(process, 0) for process in ours) / os.sysconf("SC_CLK_TCK")
 
 
 # ---- all together -------------------------------------------------------------------------------
@@ -156,7 +164,8 @@ def spent() -> float:
 def measured(model: Path, folder: Path, count: int, way: str) -> dict[str, Any]:
     """Measure a way in a process of its own."""
     words = [sys.executable, __file__, "--measure", str(model), str(folder), str(count), way]
-    done = subprocess.run(words, stdout=subprocess.PIPE, check=True, text=True)
+    marked = os.environ | {MARK: uuid.uuid4().hex}
+    done = subprocess.run(words, stdout=subprocess.PIPE, check=True, text=True, env=marked)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
