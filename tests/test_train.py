@@ -148,6 +148,30 @@ def test_values_that_do_not_fit_the_photos_are_refused(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("gpus", "name", "said"),
+    [
+        (["a", "b"], "tensorflow", "Devices: a, b\nOne of the 2 GPUs is used: KERAS_BACKEND=jax "),
+        (["a", "b"], "jax", "Devices: a, b\n"),
+        (["a"], "torch", "Devices: a\n"),
+        ([], "tensorflow", "Devices: no GPU, computing on the CPU\n"),
+    ],
+)
+def test_who_has_more_gpus_than_are_used_is_told_how_to_use_them(
+    gpus: list[str],
+    name: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(train.backend, "devices", lambda: gpus)
+    monkeypatch.setattr(train.backend, "name", name)
+    train.tell_devices(TINY)
+    told = capsys.readouterr().out
+    assert told.startswith(said)
+    assert told.count("\n") == said.count("\n") + (not said.endswith("\n"))
+
+
 def test_bad_photos_are_all_named_before_the_training(birds: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for species in BIRDS[:2]:
