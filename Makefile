@@ -31,7 +31,7 @@ demo: install ## Draw birds, check, train, evaluate, diagnose, explain, report; 
 	$(BIN)/fieldmark report build/demo/run
 
 test: install ## Run the tests that take seconds.
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal
 
 test-all: install ## Run all tests, those that take minutes too.
 	$(BIN)/python -m pytest
