@@ -265,10 +265,8 @@ def same(one: Run, other: Run) -> None:
 LITERAL = ARTICLE.changed(network="small", image_size=32, batch_size=8, epochs=3)
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [LITERAL, pytest.param(TINY.changed(average=0.9, epochs=3), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [LITERAL, TINY.changed(average=0.9, epochs=3)])
 def test_a_stopped_run_is_gone_on_with_and_ends_the_same(
     birds: Path, tmp_path: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
