@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,8 +22,15 @@ ROOT = Path(__file__).parent.parent
 for name in ("FORCE_COLOR", "NO_COLOR"):
     os.environ.pop(name, None)
 os.environ["MPLBACKEND"] = "agg"
-os.environ["KERAS_HOME"] = tempfile.mkdtemp(prefix="keras-home-")
-os.environ["FIELDMARK_CACHE"] = tempfile.mkdtemp(prefix="fieldmark-cache-")
+HOMES = {name: tempfile.mkdtemp(prefix="fieldmark-") for name in ("KERAS_HOME", "FIELDMARK_CACHE")}
+os.environ.update(HOMES)
+
+
+def pytest_unconfigure() -> None:
+    """Leave nothing behind."""
+    for home in HOMES.values():
+        shutil.rmtree(home, ignore_errors=True)
+
 
 # How long an example takes is the machine's affair.
 settings.register_profile("untimed", deadline=None)
