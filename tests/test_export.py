@@ -281,7 +281,7 @@ def test_of_two_ways_to_cut_activations_the_nearer_stays(
 ) -> None:
     answers = dict.fromkeys(module.RANGES, (0.7, 0.3))
     answers |= {nearer: (0.85, 0.15), "exact": (0.9, 0.1)}
-    monkeypatch.setattr(module, "quantised", lambda _model, _squares, ranges: ranges)
+    monkeypatch.setattr(module, "quantised", lambda _model, _photos, ranges: ranges)
     monkeypatch.setattr(
         engines, "compiled", lambda name, _: lambda squares: [answers[name]] * len(squares)
     )

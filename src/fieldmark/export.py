@@ -20,7 +20,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -556,7 +556,9 @@ def nearest(model: Any, squares: Squares, classes: int) -> tuple[Any, str]:
         return answered(engines.finished(engines.compiled(network, None), classes), squares)
 
     exact = answers(model)
-    found = {ranges: quantised(model, squares, ranges) for ranges in RANGES}
+    with meter("Calibrating", len(RANGES) * len(squares)) as shown:
+        photos = Watched(singly(squares), lambda: shown.advance(1))
+        found = {ranges: quantised(model, photos, ranges) for ranges in RANGES}
     off = {
         ranges: float((exact * np.log(exact / answers(small))).sum(axis=1).mean())
         for ranges, small in found.items()
@@ -565,14 +567,14 @@ def nearest(model: Any, squares: Squares, classes: int) -> tuple[Any, str]:
     return found[best], best
 
 
-def quantised(model: Any, squares: Squares, ranges: str) -> Any:
+def quantised(model: Any, photos: Sequence[Squares], ranges: str) -> Any:
     """Return an OpenVINO model all in int8."""
     with nncf_alone() as nncf:
         return nncf.quantize(
             model,
-            nncf.Dataset(singly(squares)),
+            nncf.Dataset(photos),
             advanced_parameters=cut(nncf, ranges),
-            **usual(nncf, squares),
+            **usual(nncf, photos),
         )
 
 
@@ -636,12 +638,12 @@ def cut(nncf: Any, ranges: str) -> Any:
     )
 
 
-def usual(nncf: Any, squares: Squares) -> dict[str, Any]:
+def usual(nncf: Any, photos: Sized) -> dict[str, Any]:
     """Return how it is quantised in either way."""
     return {
         "preset": nncf.QuantizationPreset.PERFORMANCE,
         "fast_bias_correction": True,
-        "subset_size": len(squares),
+        "subset_size": len(photos),
     }
 
 
