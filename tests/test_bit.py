@@ -229,6 +229,7 @@ def small() -> Any:
     return shaken(keras.Model(image, bit.top(x, 5, True, None), name="small_bit"))
 
 
+@pytest.mark.slow
 def test_what_is_saved_folded_loads_without_us(tmp_path: Path) -> None:
     network = small()
     bit.folded(network).save(tmp_path / "plain.keras")

@@ -261,7 +261,7 @@ def test_a_hundred_updates_are_the_optimisers_own(name: str) -> None:
     close(optimisers[0].variables, optimisers[1].variables, part=3e-5)
 
 
-@pytest.mark.parametrize("name", ["adamw", "nesterov"])
+@pytest.mark.parametrize("name", ["adamw", pytest.param("nesterov", marks=pytest.mark.slow)])
 def test_a_hundred_steps_are_keras_own(name: str) -> None:
     network, other = twins(small)
     optimisers = []

@@ -108,6 +108,7 @@ def test_answers_are_those_of_one_process(
     assert (account.known, account.answers.total()) == (49, 0)
 
 
+@pytest.mark.slow
 def test_a_list_into_parquet_and_json(
     joined: Any,
     model: Path,

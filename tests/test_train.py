@@ -304,6 +304,7 @@ def test_the_recipe_of_a_run_goes_on_without_being_named(trained: Run, birds: Pa
     assert changed.epochs == 9
 
 
+@pytest.mark.slow
 def test_a_probe_and_what_begins_with_one(trained: Run, birds: Path, tmp_path: Path) -> None:
     recipe = TINY.changed(weights=str(trained.best), probe=True, epochs=0)
     run = train.fit(recipe, birds, tmp_path / "probe")
