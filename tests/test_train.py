@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from conftest import TINY
-from fieldmark import locks, loop, state, train
+from fieldmark import backend, locks, loop, state, train
 from fieldmark import run as runs
 from fieldmark.backend import keras
 from fieldmark.errors import FieldmarkError
@@ -164,8 +164,8 @@ def test_who_has_more_gpus_than_are_used_is_told_how_to_use_them(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(train.backend, "devices", lambda: gpus)
-    monkeypatch.setattr(train.backend, "name", name)
+    monkeypatch.setattr(backend, "devices", lambda: gpus)
+    monkeypatch.setattr(backend, "name", name)
     train.tell_devices(TINY)
     told = capsys.readouterr().out
     assert told.startswith(said)
