@@ -115,11 +115,12 @@ def predicted(model: Path, folder: Path, count: int, workers: int) -> dict[str, 
     with out.open("rb") as file:
         assert sum(1 for _ in file) == count + 1
     out.unlink()
-    (began, before), (ended, after) = busy[0], max(busy)  # workers that are gone take theirs along
+    # Workers that are gone have taken theirs along: until the most was counted.
+    (busy_first, rows_first), (busy_last, rows_last) = busy[0], max(busy)
     return {
         "steady": (count - first["rows"]) / (first["last"] - first["at"]),
         "whole": count / seconds,
-        "spent": (ended - began) / (after - before),
+        "spent": (busy_last - busy_first) / (rows_last - rows_first),
         "memory": memory,
         "peak": status("VmHWM"),
     }

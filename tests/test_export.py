@@ -250,7 +250,8 @@ def test_the_article_s_network_and_the_family_are_equal(of_family: Run, form: Fo
     assert report["held_out"]["agreement"]["value"] == 1
     worst = max(report[photos]["largest_difference"] for photos in ("held_out", "odd"))
     trained = Trained.load(of_family)
-    assert worst < (1e-4 if module.in_groups(trained) else 5e-5)  # what is allowed, and half of it
+    own = module.in_groups(trained) and form in ("keras", "saved_model")  # of Keras' own kernels
+    assert worst < (1e-4 if own else 5e-5)  # what is allowed, or half of it
     answers = module.of_run(trained)(photos_of(of_family, trained).squares)
     assert np.ptp(answers, axis=0).max() > 1e-3  # else any answer would do
 

@@ -170,9 +170,8 @@ def temporary_folder() -> Iterator[Path]:
     around = Path("/tmp" if Path("/tmp").is_dir() else tempfile.gettempdir())  # noqa: S108
     sweep(around)
     with ExitStack() as held:
-        lock = around / f"{FOLDER}{token_hex(4)}{LOCK}"
-        while not held.enter_context(locks.sole(lock)):  # somebody sweeps at this moment
-            lock = around / f"{FOLDER}{token_hex(4)}{LOCK}"
+        while not held.enter_context(locks.sole(lock := around / f"{FOLDER}{token_hex(4)}{LOCK}")):
+            continue  # somebody sweeps at this moment
         folder = lock.with_suffix("")
         folder.mkdir(0o700)
         try:
