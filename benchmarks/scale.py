@@ -146,18 +146,19 @@ def worker(rank: int, count: int, port: int, steps: int, batch: int) -> None:
 
     if count > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", count, rank)
-    from fieldmark import kernels, loop, mesh, train
+    from fieldmark import loop, mesh, train
     from fieldmark.augment import Augment
     from fieldmark.backend import keras
     from fieldmark.batches import Batches
     from fieldmark.feed import specification
     from fieldmark.recipe import SCRATCH
+    from fieldmark.steps import training_step
 
     recipe = SCRATCH.changed(network=NETWORK, image_size=SIDE, batch_size=batch)
     network = train.built(recipe, 4)
     optimiser = loop.optimiser_of(recipe, network)
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    take = kernels.training_step(network, optimiser, loss=loss)
+    take = training_step(network, optimiser, loss=loss)
     rng = np.random.default_rng(0)
     side = recipe.image_size
     batches = Batches(

@@ -100,7 +100,7 @@ def ours(
     precision: Literal["float32", "bfloat16"] = "float32",
 ) -> Callable[[], Any]:
     """Train by the fused step, with Adam; with decay; with `extras` clipping and averaging too."""
-    from fieldmark import kernels
+    from fieldmark import kernels, steps
     from fieldmark.backend import keras
 
     network = our_network(task)
@@ -110,7 +110,7 @@ def ours(
         optimiser = keras.optimizers.AdamW(1e-3, **more)
         kernels.keep_decay_off(optimiser, network)
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    step = kernels.training_step(network, optimiser, loss=loss, precision=precision)
+    step = steps.training_step(network, optimiser, loss=loss, precision=precision)
     arrays = batch(task)
     return lambda: step(*arrays)
 

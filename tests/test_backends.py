@@ -94,7 +94,7 @@ def gradients(network: Any, images: Any, labels: Any) -> list[Any]:
 
 def steps(network: Any, images: Any, labels: Any, weights: Any) -> tuple[list[Any], Arrays]:
     """Take two steps with all that AdamW can do; return what they said, and all variables."""
-    from fieldmark import kernels
+    from fieldmark import kernels, steps
     from fieldmark.backend import keras
 
     optimiser = keras.optimizers.AdamW(
@@ -109,7 +109,7 @@ def steps(network: Any, images: Any, labels: Any, weights: Any) -> tuple[list[An
     )
     kernels.keep_decay_off(optimiser, network)
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
-    step = kernels.training_step(network, optimiser, loss=loss)
+    step = steps.training_step(network, optimiser, loss=loss)
     said = [list(step(images, labels, weights)) for _ in range(2)]
     found: Arrays = {str(i): values for i, values in enumerate(network.get_weights())}
     with kernels.averaged(optimiser):

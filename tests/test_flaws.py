@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fieldmark import article, batches, cache, feed, images, kernels, network
+from fieldmark import article, batches, cache, feed, images, network, steps
 from fieldmark.backend import keras
 from fieldmark.recipe import ARTICLE
 
@@ -35,7 +35,7 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put everything back afterwards that `exchange` may exchange."""
     for module, name in (
         *((images, "ROOM"), (images, "_resized"), (cache, "CODE")),
-        *((kernels, "training_step"), (batches.Batches, "order")),
+        *((steps, "training_step"), (batches.Batches, "order")),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setitem(network.BUILDERS, "resnet50v2", network.BUILDERS["resnet50v2"])
@@ -279,7 +279,7 @@ def test_the_double_softmax_is_one(softmaxes: int) -> None:
     if softmaxes == 2:
         exchange.exchange(frozenset({"double softmax"}))
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    step = kernels.training_step(model, keras.optimizers.SGD(1.0), loss=loss)
+    step = steps.training_step(model, keras.optimizers.SGD(1.0), loss=loss)
     truth = np.eye(4, dtype=np.float32)[labels]
     found = step(features.reshape(32, 4, 4, 1), truth, np.ones(32, np.float32))
     expected_loss, expected_gradient = softmax.expected(softmaxes)

@@ -22,7 +22,7 @@ from conftest import Command
 pytest.importorskip("ray", reason="Ray, of the extra `cluster`, is not installed")
 pytest.importorskip("jax", reason="workers train with JAX, which is not installed")
 
-from fieldmark import joint, state
+from fieldmark import joint, mesh, state
 from fieldmark.errors import FieldmarkError
 from fieldmark.recipe import ARTICLE, SCRATCH
 
@@ -271,7 +271,7 @@ def test_another_backend_is_refused() -> None:
 
 @given(st.integers(1, 512), st.integers(1, 64))
 def test_as_many_take_part_as_can_share_a_batch(batch_size: int, workers: int) -> None:
-    count = joint.taking_part(batch_size, workers)
+    count = mesh.sharing(batch_size, workers)
     assert batch_size % count == 0
     assert 1 <= count <= workers
     assert all(batch_size % more for more in range(count + 1, workers + 1))

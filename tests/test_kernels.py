@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fieldmark import backend, bit, kernels, resnet_v2
+from fieldmark import backend, bit, kernels, resnet_v2, steps
 from fieldmark.backend import keras
 
 pytestmark = pytest.mark.skipif(
@@ -179,7 +179,7 @@ def test_a_network_trained_in_bfloat16_is_a_plain_one_of_float32(tmp_path: Path)
     plan: list[tuple[Any, kernels.Precision]] = [(network, "bfloat16"), (other, "float32")]
     for each, precision in plan:
         optimiser = OPTIMISERS["adamw"]()
-        step = kernels.training_step(each, optimiser, loss=LOSS, precision=precision)
+        step = steps.training_step(each, optimiser, loss=LOSS, precision=precision)
         figures.append([step(*batch).loss for batch in batches(4) * 5])
         assert {str(v.dtype) for v in [*each.variables, *optimiser.variables[2:]]} == {"float32"}
         assert {layer.compute_dtype for layer in each.layers} == {"float32"}
@@ -270,7 +270,7 @@ def test_a_hundred_steps_are_keras_own(name: str) -> None:
         kernels.keep_decay_off(optimiser, each)
         optimisers.append(optimiser)
     ours = kernels.fused_step(network, built(optimisers[0], network), LOSS)
-    theirs = kernels.plain_step(other, optimisers[1], LOSS)
+    theirs = steps.plain_step(other, optimisers[1], LOSS)
     drawn = batches(4)
     found = np.array([ours(*batch) for batch in drawn * 25])
     expected = np.array([theirs(*batch) for batch in drawn * 25])
@@ -296,7 +296,7 @@ def test_a_change_of_size_is_not_traced_again() -> None:
         traced.append(1)
         return LOSS(labels, logits, sample_weight=sample_weight)
 
-    step = kernels.training_step(network, keras.optimizers.SGD(0.1), loss=loss)
+    step = steps.training_step(network, keras.optimizers.SGD(0.1), loss=loss)
     for size, photos in [(40, 4), (64, 4), (40, 3), (33, 2)]:
         assert np.isfinite(step(*batches(1, size=size, photos=photos)[0]).loss)
     assert len(traced) == 1
@@ -307,7 +307,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
         keras.utils.set_random_seed(3)
         network = small()
         optimiser = OPTIMISERS["adamw"]()
-        step = kernels.training_step(network, optimiser, loss=LOSS)
+        step = steps.training_step(network, optimiser, loss=LOSS)
         found = [step(*batch) for batch in batches(10)]
         values = [np.array(each) for each in [*network.variables, *optimiser.variables]]
         return [np.array(found), *values]
@@ -321,7 +321,7 @@ def test_weights_that_are_no_numbers_show_in_the_loss(frozen: bool) -> None:
     network = small()
     for layer in network.layers:
         layer.trainable = not (frozen and type(layer) is keras.layers.BatchNormalization)
-    step = kernels.training_step(network, OPTIMISERS["adamw"](), loss=LOSS)
+    step = steps.training_step(network, OPTIMISERS["adamw"](), loss=LOSS)
     images, labels, weights = batches(1)[0]
     assert frozen or np.isnan(step(images * np.nan, labels, weights).loss)
     step(images * np.nan, labels, weights)
@@ -344,7 +344,7 @@ def test_decay_keeps_off_biases_and_normalisation() -> None:
 def test_averaged_weights_stand_in_for_the_trained_ones_for_a_while() -> None:
     network = small()
     optimiser = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)
-    step = kernels.training_step(network, optimiser, loss=LOSS)
+    step = steps.training_step(network, optimiser, loss=LOSS)
     history = []
     for drawn in batches(3):
         step(*drawn)
@@ -371,7 +371,7 @@ assert not any(name.startswith("fieldmark") for name in sys.modules)
 
 def test_what_is_saved_loads_in_plain_keras_on_another_backend(tmp_path: Path) -> None:
     network = small()
-    step = kernels.training_step(network, OPTIMISERS["adamw"](), loss=LOSS)
+    step = steps.training_step(network, OPTIMISERS["adamw"](), loss=LOSS)
     images, labels, weights = batches(1)[0]
     step(images, labels, weights)
     network.save(tmp_path / "network.keras")
@@ -385,12 +385,12 @@ def test_what_is_saved_loads_in_plain_keras_on_another_backend(tmp_path: Path) -
 
 STEPS = """
 import numpy as np
-from fieldmark import kernels, resnet_v2
+from fieldmark import kernels, resnet_v2, steps
 from fieldmark.backend import keras
 network = resnet_v2.Small((16, 16, 3), 3)
 optimiser = keras.optimizers.AdamW(1e-2, global_clipnorm=1.0, use_ema=True)
 kernels.keep_decay_off(optimiser, network)
-step = kernels.training_step(
+step = steps.training_step(
     network,
     optimiser,
     loss=keras.losses.CategoricalCrossentropy(from_logits=True),

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fieldmark import files, inference, kernels, loop, resnet_v2, state
+from fieldmark import files, inference, loop, resnet_v2, state, steps
 from fieldmark.augment import Augment
 from fieldmark.backend import keras
 from fieldmark.batches import Batches
@@ -253,7 +253,7 @@ def test_accumulated_gradients_are_those_of_a_larger_batch() -> None:
         network = keras.Model(image, resnet_v2.head(x, CLASSES))
         optimiser = loop.optimiser_of(recipe, network)
         loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-        step = kernels.training_step(network, optimiser, loss=loss)
+        step = steps.training_step(network, optimiser, loss=loss)
         for i in range(0, 8, size):
             step(images[i : i + size], labels[i : i + size], np.ones(size, "float32"))
         return network.get_weights()

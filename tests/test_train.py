@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from conftest import TINY
-from fieldmark import backend, locks, loop, state, train
+from fieldmark import locks, loop, state, train
 from fieldmark import run as runs
 from fieldmark.backend import keras
 from fieldmark.errors import FieldmarkError
@@ -146,30 +146,6 @@ def test_values_that_do_not_fit_the_photos_are_refused(
     with pytest.raises(FieldmarkError, match=reason):
         train.fit(TINY.changed(**values), birds, tmp_path / "run")
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("gpus", "name", "said"),
-    [
-        (["a", "b"], "tensorflow", "Devices: a, b\nOne of the 2 GPUs is used: KERAS_BACKEND=jax "),
-        (["a", "b"], "jax", "Devices: a, b\n"),
-        (["a"], "torch", "Devices: a\n"),
-        ([], "tensorflow", "Devices: no GPU, computing on the CPU\n"),
-    ],
-)
-def test_who_has_more_gpus_than_are_used_is_told_how_to_use_them(
-    gpus: list[str],
-    name: str,
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(backend, "devices", lambda: gpus)
-    monkeypatch.setattr(backend, "name", name)
-    train.tell_devices(TINY)
-    told = capsys.readouterr().out
-    assert told.startswith(said)
-    assert told.count("\n") == said.count("\n") + (not said.endswith("\n"))
 
 
 def test_bad_photos_are_all_named_before_the_training(birds: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import networks
 import numpy as np
 from PIL import Image
 
-from fieldmark import batches, cache, cli, images, kernels, loop, network
+from fieldmark import batches, cache, cli, images, kernels, loop, network, steps
 from fieldmark.backend import keras
 
 NAME: Literal["resnet50v2"] = (
@@ -43,7 +43,7 @@ def exchange(flaws: Set[str], *, width: int = 64) -> None:
         images._resized = sampled
         cache.CODE += " sampled"  # so that nobody else finds these pixels
     if "double softmax" in flaws:
-        kernels.training_step = doubling(kernels.training_step)
+        steps.training_step = doubling(steps.training_step)
 
 
 def keep_nothing() -> None:

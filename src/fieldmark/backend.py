@@ -12,9 +12,10 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from fieldmark.errors import FieldmarkError
 
@@ -92,7 +93,16 @@ for setting, found, wanted in (
             "change it in ~/.keras/keras.json."
         )
 
-__all__ = ["BACKENDS", "devices", "enough_memory", "keras", "name", "require", "seed"]
+__all__ = [
+    "BACKENDS",
+    "devices",
+    "enough_memory",
+    "keras",
+    "name",
+    "require",
+    "seed",
+    "without_gradients",
+]
 
 
 def seed(number: int) -> None:
@@ -125,6 +135,15 @@ def enough_memory(batch_size: int) -> Iterator[None]:
         raise FieldmarkError(
             f"The memory does not suffice for a batch of {batch_size} photos: {advice}."
         ) from error
+
+
+def without_gradients() -> Any:
+    """Return a context in which PyTorch keeps nothing for gradients; the others do so anyway."""
+    if name != "torch":
+        return nullcontext()
+    import torch
+
+    return torch.no_grad()
 
 
 def devices() -> list[str]:

@@ -34,12 +34,12 @@ from fieldmark import (
     features,
     images,
     inference,
-    kernels,
     loop,
     network,
     reproduction,
     sheet,
     split,
+    steps,
     train,
     weights,
 )
@@ -367,7 +367,7 @@ class Trial:
         smoothed = keras.losses.CategoricalCrossentropy(
             from_logits=True, label_smoothing=recipe.label_smoothing
         )
-        self.step = kernels.training_step(model, self.optimiser, loss=smoothed)
+        self.step = steps.training_step(model, self.optimiser, loss=smoothed)
         size = min(max(recipe.batch_size, 8), 16)
         self.batch = case.batches(case.training, size).batch(0, 0)
         variables = [*model.variables, *self.optimiser.variables]

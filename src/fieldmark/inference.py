@@ -9,7 +9,7 @@ makes of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ def training_forward(network: Any) -> Callable[[NDArray[Any]], object]:
         return spread_training(network)
 
     def run(images: NDArray[Any]) -> object:
-        with without_gradients():
+        with backend.without_gradients():
             return network(images, training=True)
 
     return run
@@ -196,15 +196,6 @@ def measured(
             layer.momentum = momentum
     means = [(mean / count, square / count) for mean, square in sums]
     return [(mean, np.maximum(square - mean**2, 0)) for mean, square in means]
-
-
-def without_gradients() -> Any:
-    """Return a context in which PyTorch keeps nothing for gradients; the others do so anyway."""
-    if backend.name != "torch":
-        return nullcontext()
-    import torch
-
-    return torch.no_grad()
 
 
 def values_of(variable: Any) -> NDArray[Any]:

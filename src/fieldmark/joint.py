@@ -304,7 +304,7 @@ def work(task: dict[str, Any]) -> None:
 
     context, board = engine.get_context(), task["board"]
     rank = context.get_world_rank()
-    count = taking_part(task["batch_size"], context.get_world_size())
+    count = mesh.sharing(task["batch_size"], context.get_world_size())
     if rank == 0:
         go_on = ray.get(board.begins.remote(count))
         met: tuple[str, bool] | None = (meeting_point(), go_on)
@@ -325,11 +325,6 @@ def work(task: dict[str, Any]) -> None:
     except Exception as error:
         board.failed.remote(f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}")
         raise
-
-
-def taking_part(batch_size: int, workers: int) -> int:
-    """Return how many of the workers that are there can share a batch equally."""
-    return next(count for count in range(workers, 0, -1) if batch_size % count == 0)
 
 
 def meeting_point() -> str:

@@ -1,9 +1,7 @@
-"""The training step: the passes over memory that Keras makes one by one, in fused kernels.
+"""A training step of TensorFlow on a CPU: the passes that Keras makes one by one, in fused kernels.
 
-In: a functional Keras network, a Keras optimiser and a Keras loss. Out: a function that takes one
-step on a batch. It changes the variables of that network and that optimiser and adds nothing to
-either, so what is saved afterwards is plain Keras on any backend. With TensorFlow on a CPU the step
-is compiled from kernels that TensorFlow has and Keras 3 does not use:
+In: what `steps.training_step` takes. Out: a function that takes the step, compiled from kernels
+that TensorFlow has and Keras 3 does not use:
 
 - batch normalisation in one kernel forward, together with the ReLU behind it, and one backward,
   where Keras makes some ten passes from `tf.nn.moments` and `tf.nn.batch_normalization`;
@@ -12,10 +10,8 @@ is compiled from kernels that TensorFlow has and Keras 3 does not use:
 - in bfloat16, where that is asked for, all between the first convolution and the mean over places;
 - the optimiser's update of a variable in one kernel.
 
-The mathematics is Keras' own, and `tests/test_kernels.py` holds it equal. On JAX one compiled
-function takes the step on all devices of all processes, see `mesh`. On PyTorch, and for TensorFlow
-on a GPU, the step is Keras' own. `docs/speed.md` has the figures; `python
-benchmarks/train_step.py` measures them.
+The mathematics is Keras' own, and `tests/test_kernels.py` holds it equal. What every other step
+shares with it, precision and averages, is here too.
 """
 
 from __future__ import annotations
@@ -24,13 +20,12 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fieldmark import backend, mesh
+from fieldmark import backend
 from fieldmark.backend import keras
 
 layers = keras.layers
@@ -45,31 +40,6 @@ class Figures(NamedTuple):
 
 Step = Callable[[Any, Any, Any], Figures]
 Precision = Literal["float32", "bfloat16"]
-
-
-def training_step(
-    network: Any, optimiser: Any, *, loss: Any, precision: Precision = "float32"
-) -> Step:
-    """Return the function `step(images, labels, weights)` that trains the network by one batch.
-
-    It takes float32 arrays: images (n, h, w, 3) as the network takes them, labels (n, classes) as
-    shares of 1, and a weight for each photo, (n,). The loss is a Keras loss, summed with the
-    weights and divided by n. n, h and w may change from step to step; the first step compiles.
-    The optimiser is built for the variables that are trainable now: after freezing or thawing
-    layers, take a new optimiser and a new step. With `use_ema` the averages of the weights stay
-    in the optimiser, see `averaged`.
-
-    With "bfloat16" the body of the network computes in that, see `HALVED`, on every backend.
-    Variables, moving statistics, head, loss and optimiser stay in float32, and so does the network
-    outside of the step. `fast_precision` tells where it pays.
-    """
-    if not optimiser.built:
-        optimiser.build(network.trainable_variables)
-    if backend.name == "tensorflow" and not backend.devices() and fits(network, optimiser):
-        return fused_step(network, optimiser, loss, precision=precision)
-    if backend.name == "jax" and not optimiser.loss_scale_factor:
-        return spread_step(network, optimiser, loss, precision=precision)
-    return plain_step(network, optimiser, loss, precision=precision)
 
 
 def fits(network: Any, optimiser: Any) -> bool:
@@ -162,22 +132,6 @@ def halves_on_gpu() -> bool:
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-def plain_step(
-    network: Any, optimiser: Any, loss: Any, *, precision: Precision = "float32"
-) -> Step:
-    """Return Keras' own step, whichever the backend."""
-    accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
-    network.compile(optimizer=optimiser, loss=loss, metrics=[accuracy])
-
-    def step(images: Any, labels: Any, weights: Any) -> Figures:
-        network.reset_metrics()  # else they are means over all steps so far
-        with computing(network, precision):  # around every step: each may be traced, or none
-            found = network.train_on_batch(images, labels, sample_weight=weights, return_dict=True)
-        return Figures(float(found["loss"]), float(found["accuracy"]))
-
-    return step
-
-
 def fused_step(
     network: Any, optimiser: Any, loss: Any, *, precision: Precision = "float32"
 ) -> Step:
@@ -218,50 +172,6 @@ def fused_step(
     def step(images: Any, labels: Any, weights: Any) -> Figures:
         value, accuracy = compiled(images, labels, weights)
         return Figures(float(value), float(accuracy))
-
-    return step
-
-
-def spread_step(
-    network: Any, optimiser: Any, loss: Any, *, precision: Precision = "float32"
-) -> Step:
-    """Return JAX's step on all devices; each process gives it its share of a batch."""
-    import jax
-
-    parts = (network.trainable_variables, network.non_trainable_variables, optimiser.variables)
-
-    def compute(
-        trained: Any, others: Any, images: Any, labels: Any, weights: Any
-    ) -> tuple[Any, Any]:
-        logits, others, penalties = network.stateless_call(
-            trained, others, images, training=True, return_losses=True
-        )
-        value = loss(labels, logits, sample_weight=weights) + sum(penalties)
-        right = (logits.argmax(axis=-1) == labels.argmax(axis=-1)).mean()
-        return value, (others, right)
-
-    def update(state: Any, images: Any, labels: Any, weights: Any) -> tuple[Any, Any]:
-        trained, others, kept = state
-        (value, (others, right)), gradients = jax.value_and_grad(compute, has_aux=True)(
-            trained, others, images, labels, weights
-        )
-        trained, kept = optimiser.stateless_apply(kept, gradients, trained)
-        return (trained, others, kept), (value, right)
-
-    @lru_cache
-    def compiled(where: mesh.Layout) -> Any:
-        return jax.jit(update, donate_argnums=0, out_shardings=where.whole)
-
-    def step(images: Any, labels: Any, weights: Any) -> Figures:
-        where = mesh.layout(len(images))
-        state = tuple(mesh.values(part, where.whole) for part in parts)
-        with computing(network, precision):  # it may be traced
-            state, (value, right) = compiled(where)(
-                state, *(mesh.rows(each, where.rows) for each in (images, labels, weights))
-            )
-        for part, found in zip(parts, state, strict=True):
-            mesh.assign(part, found)
-        return Figures(float(value), float(right))
 
     return step
 
@@ -313,6 +223,11 @@ def call(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
         x = x.filled()
     elif isinstance(x, list):
         x = [each.filled() if isinstance(each, Padded) else each for each in x]
+    return in_training(layer, x)
+
+
+def in_training(layer: Any, x: Any) -> Any:
+    """Return the layer's own output in training."""
     knows = "training" in inspect.signature(layer.call).parameters
     return layer(x, training=True) if knows else layer(x)
 

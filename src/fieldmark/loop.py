@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldmark import backend, kernels, mesh
+from fieldmark import backend, kernels, mesh, steps
 from fieldmark.backend import keras
 from fieldmark.batches import Batch, Batches
 from fieldmark.console import Meter, duration, meter, say
@@ -216,7 +216,7 @@ class Course:
         loss = keras.losses.CategoricalCrossentropy(
             from_logits=True, label_smoothing=recipe.label_smoothing
         )
-        self.step = kernels.training_step(
+        self.step = steps.training_step(
             network, self.optimiser, loss=loss, precision=recipe.precision
         )
         self.forward = forward(network)

@@ -3,7 +3,7 @@
 In: variables and photos of this process. Out: the same as arrays of the whole training, from which
 a compiled function computes as if there were one device: the mean of a batch is that of all its
 photos, wherever they are. On one device all this is what JAX does anyway. On TensorFlow and PyTorch
-there is one process, and nothing here is called but `processes` and `total`.
+there is one process, and the arrays are left to `lockstep`.
 
 `fieldmark train PHOTOS --workers N` is what several processes are for.
 """
@@ -37,8 +37,7 @@ def layout(photos: int, *, alone: bool = False) -> Layout:
     import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    count = len(jax.local_devices())
-    each = next(number for number in range(count, 0, -1) if photos % number == 0)
+    each = sharing(photos, len(jax.local_devices()))
     numbers = [jax.process_index()] if alone else range(jax.process_count())
     taken = [
         [device for device in jax.devices() if device.process_index == number][:each]
@@ -49,6 +48,11 @@ def layout(photos: int, *, alone: bool = False) -> Layout:
         whole=NamedSharding(mesh, PartitionSpec()),
         rows=NamedSharding(mesh, PartitionSpec("photos")),
     )
+
+
+def sharing(photos: int, most: int) -> int:
+    """Return how many can share so many photos equally, at most `most`."""
+    return next(count for count in range(most, 0, -1) if photos % count == 0)
 
 
 def processes() -> tuple[int, int]:

@@ -104,7 +104,8 @@ def fit(
         require_preview(recipe, preview)
     backend.seed(recipe.seed)
 
-    tell_devices(recipe)
+    found = article.devices() if recipe.pipeline == "article" else backend.devices()
+    say(f"Devices: {', '.join(found) or 'no GPU, computing on the CPU'}")
     fed = feed(
         recipe,
         photos,
@@ -183,15 +184,6 @@ def choose(
     for line in rule.told(found):
         say(line)
     return found.recipe
-
-
-def tell_devices(recipe: Recipe) -> None:
-    """Say on what it is computed, and how more than one GPU is made use of."""
-    article_s = recipe.pipeline == "article"
-    found = article.devices() if article_s else backend.devices()
-    say(f"Devices: {', '.join(found) or 'no GPU, computing on the CPU'}")
-    if len(found) > 1 and backend.name != "jax" and not article_s:
-        say(f"One of the {len(found)} GPUs is used: KERAS_BACKEND=jax trains on all of them.")
 
 
 def begun_run(out: Path, recipe: Recipe) -> Run | None:

@@ -1,0 +1,211 @@
+"""Several devices of one process take the steps of one.
+
+TensorFlow's are parts of a CPU. PyTorch has one CPU only, which stands in for two: the same code,
+with nothing to send. As a program, `test_lockstep.py OUT.npz`, it computes with the backend that
+KERAS_BACKEND names; with more words it is fieldmark on a CPU in two parts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import Command
+
+CLASSES = 3
+PARTS = 2
+
+
+# ---- what a child computes ----------------------------------------------------------------------
+
+
+def normalising() -> Any:
+    """Build two stages with batch normalisation, for photos of any size."""
+    from fieldmark import resnet_v2
+    from fieldmark.backend import keras
+
+    image = keras.layers.Input((None, None, 3))
+    x = resnet_v2.body(image, blocks=(1, 1), filters=4, bn_momentum=0.9)
+    return keras.Model(image, resnet_v2.head(x, CLASSES))
+
+
+def half_frozen() -> Any:
+    """Build the same with the normalisation of the first stage frozen."""
+    from fieldmark.backend import keras
+
+    network = normalising()
+    for layer in network.layers[: len(network.layers) // 2]:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+    return network
+
+
+def standardising() -> Any:
+    """Build a stage with the layers of BiT."""
+    from fieldmark import bit
+    from fieldmark.backend import keras
+
+    conv = partial(bit.StdConv2D, use_bias=False)
+    norm = partial(keras.layers.GroupNormalization, groups=4, epsilon=1e-5)
+    image = keras.layers.Input((None, None, 3))
+    x = bit.body(conv(8, 3, strides=2)(image), bit.Parts(conv, conv, norm), blocks=(2,), filters=8)
+    return keras.Model(image, bit.top(x, CLASSES, True, None))
+
+
+# Adam's epsilon is large, as small gradients are rounding and would count in full.
+CASES: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
+    "clipped and averaged": (
+        normalising,
+        "AdamW",
+        {"weight_decay": 0.1, "global_clipnorm": 1.0, "use_ema": True, "epsilon": 1e-3},
+    ),
+    "accumulated": (half_frozen, "Adam", {"gradient_accumulation_steps": 2, "epsilon": 1e-3}),
+    "with momentum": (standardising, "SGD", {"momentum": 0.9, "nesterov": True}),
+}
+
+
+def drawn() -> list[tuple[Any, Any, Any]]:
+    """Draw batches; the last is of another size, and cannot be shared equally."""
+    rng = np.random.default_rng(0)
+    return [
+        (
+            rng.uniform(-1, 1, (photos, side, side, 3)).astype("float32"),
+            rng.dirichlet(np.ones(CLASSES), photos).astype("float32"),
+            rng.uniform(0.5, 1.5, photos).astype("float32"),
+        )
+        for photos, side in ((8, 32), (8, 32), (8, 32), (5, 25))
+    ]
+
+
+def divide() -> None:
+    """Make several devices of TensorFlow's CPU."""
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    parts = [tf.config.LogicalDeviceConfiguration()] * PARTS
+    tf.config.set_logical_device_configuration(cpu, parts)
+
+
+def main(target: Path) -> None:
+    """Take the steps of every case in lockstep, and in Keras' own way."""
+    from fieldmark import backend, lockstep, steps
+    from fieldmark.backend import keras
+
+    if backend.name == "tensorflow":
+        divide()
+        assert lockstep.devices() == [f"cpu:{i}" for i in range(PARTS)]
+    else:
+        lockstep.devices = lambda: ["cpu", "cpu"]
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    found: dict[str, Any] = {}
+    for case, (build, kind, options) in CASES.items():
+        for way, make in (("several", steps.training_step), ("one", steps.plain_step)):
+            keras.utils.set_random_seed(1)
+            network = build()
+            optimiser = getattr(keras.optimizers, kind)(0.01, **options)
+            optimiser.build(network.trainable_variables)
+            step = make(network, optimiser, loss=loss)
+            assert (step.__module__ == "fieldmark.lockstep") == (way == "several")
+            found[f"{case}/{way}/said"] = np.array([step(*batch) for batch in drawn()])
+            for number, variable in enumerate((*network.variables, *optimiser.variables)):
+                found[f"{case}/{way}/{number}"] = keras.ops.convert_to_numpy(variable)
+    np.savez(target, **found)
+
+
+# ---- what the parent compares -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["tensorflow", "torch"])
+def computed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What a backend has computed, in a process of its own."""
+    if importlib.util.find_spec(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    target = tmp_path_factory.mktemp("lockstep") / "out.npz"
+    done = subprocess.run(
+        [sys.executable, __file__, str(target)],
+        env={**os.environ, "KERAS_BACKEND": request.param},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(np.load(target))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_several_devices_take_the_steps_of_one(computed: dict[str, Any], case: str) -> None:
+    names = [name for name in computed if name.startswith(f"{case}/several/")]
+    assert len(names) > 30
+    for name in names:
+        one = computed[name.replace("/several/", "/one/")]
+        tolerance = 1e-4 * max(1.0, float(np.abs(one).max()))
+        np.testing.assert_allclose(computed[name], one, rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_a_network_that_draws_at_random_is_left_to_keras() -> None:
+    from fieldmark import lockstep
+    from fieldmark.backend import keras
+
+    image = keras.layers.Input((8, 8, 3))
+    x = keras.layers.Dropout(0.5)(keras.layers.GlobalAveragePooling2D()(image))
+    network = keras.Model(image, keras.layers.Dense(CLASSES)(x))
+    assert not lockstep.fits(network, keras.optimizers.SGD())
+    assert lockstep.fits(normalising(), keras.optimizers.SGD())
+
+
+# Plain SGD, as Adam makes a step of its own size of a gradient that is nothing but rounding.
+VALUES = {
+    "image-size": "32",
+    "epochs": "2",
+    "warmup": "1",
+    "validate-every": "1",
+    "optimiser": "sgd",
+    "learning-rate": "0.0001",
+}
+
+
+@pytest.mark.slow
+def test_all_devices_of_a_machine_are_used(fieldmark: Command, tmp_path: Path) -> None:
+    assert fieldmark("draw", "birds", "--per-class", "10", "--size", "32").returncode == 0
+    words = ["train", "birds", "--recipe", "scratch", "--network", "small", "--batch-size", "8"]
+    for name, value in VALUES.items():
+        words += [f"--{name}", value]
+    assert fieldmark(*words, "--out", "one").returncode == 0
+    subprocess.run(
+        [sys.executable, __file__, *words, "--out", "several"],
+        env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
+    one, several = (
+        [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        for run in ("one", "several")
+    )
+    assert [line["epoch"] for line in several] == [1, 2]
+    for a, b in zip(one, several, strict=True):
+        for name in ("loss", "val_loss"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), name
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        main(Path(sys.argv[1]))
+    else:
+        divide()
+        from fieldmark.cli import main as fieldmark
+
+        fieldmark(sys.argv[1:])
