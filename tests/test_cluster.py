@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from conftest import Command
+from conftest import Command, free_port
 from fieldmark import cluster, locks
 from fieldmark.errors import FieldmarkError
 
@@ -27,12 +26,6 @@ class Head(NamedTuple):
 
     address: str
     token: str
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from secrets import token_hex
+from typing import IO
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import Command
+from conftest import Command, free_port
 
 pytest.importorskip("ray", reason="Ray, of the extra `cluster`, is not installed")
 pytest.importorskip("jax", reason="workers train with JAX, which is not installed")
@@ -110,20 +113,29 @@ def test_any_number_of_workers_trains_the_same(
 
 # ---- killed -------------------------------------------------------------------------------------
 
-OTHERS = {"epochs": "60", "validate-every": "20", "save-every": "1"}
-LONG = ["--recipe", "scratch", *(w for n, v in {**VALUES, **OTHERS}.items() for w in (f"--{n}", v))]
+OTHERS = {"validate-every": "20", "save-every": "1"}
+LONG = ["--recipe", "scratch"]
+for name, value in {**VALUES, **OTHERS}.items():
+    LONG += [f"--{name}", value] if name != "epochs" else []
 
 
 @contextmanager
-def training(birds: Path, run: Path) -> Iterator[subprocess.Popen[str]]:
+def training(
+    birds: Path,
+    run: Path,
+    *more: str,
+    epochs: int = 60,
+    said: IO[str] | int = subprocess.PIPE,
+    **environment: str,
+) -> Iterator[subprocess.Popen[str]]:
     """A long training with two workers, in a process group of its own."""
     words = [sys.executable, "-m", "fieldmark", "train", str(birds), "--out", str(run)]
     process = subprocess.Popen(
-        [*words, "--workers", "2", *LONG],
-        stdout=subprocess.PIPE,
+        [*words, "--workers", "2", "--epochs", str(epochs), *LONG, *more],
+        stdout=said,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, **JAX},
+        env={**os.environ, **JAX, **environment},
         start_new_session=True,
     )
     try:
@@ -214,6 +226,72 @@ def test_the_driver_stopped_and_killed_goes_on(birds: Path, tmp_path: Path) -> N
     assert "Going on after" in said
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 61))
+
+
+# ---- a host that comes back ---------------------------------------------------------------------
+
+
+@contextmanager
+def node(*words: str, **environment: str) -> Iterator[None]:
+    """A host with one slot, as its owner would start it."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
+    process = subprocess.Popen(
+        [*command, "--disable-usage-stats", "--node-ip-address", "127.0.0.1", *words],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert any("runtime started" in line for line in process.stdout)
+        yield
+    finally:
+        process.terminate()  # and it ends all that it has started
+        process.wait(60)
+        process.stdout.close()
+
+
+@pytest.mark.slow
+def test_a_host_that_comes_back_is_taken_in(birds: Path, tmp_path: Path) -> None:
+    place = Path("/tmp") / f"ray_joint{os.getpid()}"  # its sockets bear no long path
+    address, run = f"127.0.0.1:{free_port()}", tmp_path / "run"
+    secret = {**JAX, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)}
+    head = ["--head", "--port", address.rpartition(":")[2], "--temp-dir", str(place)]
+
+    def at_work(*counts: int) -> Callable[[], bool]:
+        """Tell whether so many workers were at work in turn, and have trained since."""
+        wanted = [f"Workers at work: {count}" for count in counts]
+
+        def found() -> bool:
+            said = (tmp_path / "said").read_text()
+            assert process.poll() is None, said
+            lines = [line for line in said.splitlines() if line.startswith("Workers at work")]
+            return lines[-len(wanted) :] == wanted and epochs(run) > reached
+
+        reached = epochs(run)
+        return found
+
+    try:
+        with (
+            node(*head, "--include-dashboard", "false", **secret),
+            (tmp_path / "said").open("w") as said,
+            ExitStack() as second,
+        ):
+            second.enter_context(node("--address", address, **secret))
+            with training(
+                birds, run, "--address", address, epochs=10_000, said=said, **secret
+            ) as process:
+                wait_until(at_work(2))
+                second.close()
+                wait_until(at_work(2, 1))
+                second.enter_context(node("--address", address, **secret))
+                wait_until(at_work(2, 1, 2))
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(120) == 143
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, len(lines) + 1))
 
 
 # ---- several devices in one process ------------------------------------------------------------
