@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 import test_bit
-from fieldmark import bit, resnet_v2, weights
+from fieldmark import bit, cli, resnet_v2, weights
 from fieldmark.backend import keras
 from fieldmark.errors import FieldmarkError
+from fieldmark.run import open_run
 
 timm = test_bit.timm  # the fixture
 
@@ -508,3 +509,62 @@ def test_keras_has_weights_of_its_own_networks_only() -> None:
 def test_the_cache_is_the_system_s_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FIELDMARK_CACHE", raising=False)
     assert weights.folder().parts[-2:] == ("fieldmark", "weights")
+
+
+# From the command line.
+
+
+def keras_s(folder: Path, source: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Serve the network as Keras does the one for ImageNet."""
+    write_old_h5(folder / "notop.h5", below_head(source))
+    served = Server()
+    served.content = (folder / "notop.h5").read_bytes()
+    md5 = hashlib.md5(served.content).hexdigest()
+    monkeypatch.setattr(weights, "IMAGENET_URL", served.url)
+    monkeypatch.setattr(weights, "IMAGENET_MD5", {"resnet50v2": ("", md5)})
+    monkeypatch.setenv("FIELDMARK_CACHE", str(folder / "cache"))
+    return "imagenet"
+
+
+def big_transfer_s(folder: Path, source: Any, _: pytest.MonkeyPatch) -> str:
+    write_npz(folder / "R50x1.npz", source)
+    return str(folder / "R50x1.npz")
+
+
+def timm_s(folder: Path, source: Any, _: pytest.MonkeyPatch) -> str:
+    write_safetensors(folder / "model.safetensors", test_bit.arrays_of(source))
+    return str(folder / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "build", "write"),
+    [
+        ("resnet50v2", resnet_v2.ResNet50V2, keras_s),
+        ("bit_r50x1", bit.R50x1, big_transfer_s),
+        ("bit_r50x1", bit.R50x1, timm_s),
+        ("resnetv2_50", bit.ResNetV2_50, timm_s),
+    ],
+)
+def test_a_run_begins_with_weights_from_outside(
+    name: str,
+    build: Callable[..., Any],
+    write: Callable[[Path, Any, pytest.MonkeyPatch], str],
+    birds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = test_bit.shaken(build((32, 32, 3), 7))
+    found = write(tmp_path, source, monkeypatch)
+    words = ["--recipe", "probe", "--network", name, "--image-size", "32", "--weights", found]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", str(birds), "--out", str(tmp_path / "run"), *words])
+    assert ended.value.code == 0
+    run = open_run(tmp_path / "run")
+    assert run.read_log()[0]["val_accuracy"] is not None
+    photos = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype("float32")
+    ours, theirs = (
+        below_head(network).predict_on_batch(photos)
+        for network in (keras.saving.load_model(run.best), source)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())
