@@ -29,7 +29,7 @@ RANKS = (
     ),
     ("bounds", "decision", "mesh", "predictions", "sorting", "space"),
     ("article", "resnet_v2", "bit", "weights", "kernels", "environment", "ledger"),
-    ("species", "scenery", "svg", "images", "data", "parts", "lockstep"),
+    ("species", "scenery", "svg", "images", "data", "parts", "lockstep", "torch_kernels"),
     ("steps", "network", "draw", "augment", "cache", "duplicates", "quality", "strata"),
     ("batches", "split", "findings", "manifest", "sources"),
     ("run", "sheet", "inference", "metrics", "engines"),

@@ -472,6 +472,11 @@ def update(optimiser: Any, gradients: Sequence[Any], variables: Sequence[Any]) -
 def fusable(optimiser: Any, variables: Sequence[Any]) -> bool:
     """Tell whether `update` does all that this optimiser does."""
     kinds = (keras.optimizers.Adam, keras.optimizers.AdamW, keras.optimizers.SGD)
+    return type(optimiser) in kinds and plain_options(optimiser, variables)
+
+
+def plain_options(optimiser: Any, variables: Sequence[Any]) -> bool:
+    """Tell whether an optimiser does nothing beyond clipping by the norm of all, and averaging."""
     unlike = (
         "amsgrad",
         "clipnorm",
@@ -480,10 +485,8 @@ def fusable(optimiser: Any, variables: Sequence[Any]) -> bool:
         "ema_overwrite_frequency",
         "loss_scale_factor",
     )
-    return (
-        type(optimiser) in kinds
-        and not any(getattr(optimiser, name, None) for name in unlike)
-        and all(each.dtype == "float32" and each.constraint is None for each in variables)
+    return not any(getattr(optimiser, name, None) for name in unlike) and all(
+        each.dtype == "float32" and each.constraint is None for each in variables
     )
 
 

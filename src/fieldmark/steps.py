@@ -19,7 +19,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from fieldmark import backend, kernels, lockstep, mesh
+from fieldmark import backend, kernels, lockstep, mesh, torch_kernels
 from fieldmark.backend import keras
 from fieldmark.kernels import Figures, Precision, Step
 
@@ -48,9 +48,12 @@ def training_step(
     places = lockstep.devices()
     if len(places) > 1 and lockstep.fits(network, optimiser):
         return lockstep.lockstep(network, optimiser, loss, places=places, precision=precision)
-    if backend.name == "tensorflow" and not backend.devices() and kernels.fits(network, optimiser):
-        return kernels.fused_step(network, optimiser, loss, precision=precision)
-    return plain_step(network, optimiser, loss, precision=precision)
+    if not kernels.fits(network, optimiser):
+        return plain_step(network, optimiser, loss, precision=precision)
+    if backend.name == "torch":
+        return torch_kernels.native_step(network, optimiser, loss, precision=precision)
+    make = plain_step if backend.devices() else kernels.fused_step
+    return make(network, optimiser, loss, precision=precision)
 
 
 def plain_step(

@@ -1,7 +1,7 @@
-"""Several devices of one process take the steps of one.
+"""Several devices of one process, and PyTorch's kernels, take the steps that Keras would.
 
-TensorFlow's are parts of a CPU. PyTorch has one CPU only, which stands in for two: the same code,
-with nothing to send. As a program, `test_lockstep.py OUT.npz`, it computes with the backend that
+TensorFlow's devices are parts of a CPU. PyTorch has one CPU only, which stands in for two: the same
+code, with nothing to send. As a program, `test_steps.py OUT.npz`, it computes with the backend that
 KERAS_BACKEND names; with more words it is fieldmark on a CPU in two parts.
 """
 
@@ -23,6 +23,7 @@ import pytest
 from conftest import Command
 
 CLASSES = 3
+MODULES = {"lockstep": ".lockstep", "kernels": ".torch_kernels", "keras": ".steps"}
 PARTS = 2
 
 
@@ -62,6 +63,25 @@ def standardising() -> Any:
     return keras.Model(image, bit.top(x, CLASSES, True, None))
 
 
+def unlike() -> Any:
+    """Build a network of layers that PyTorch's kernels must leave alone, or take apart."""
+    from fieldmark.backend import keras
+
+    layers = keras.layers
+    image = layers.Input((None, None, 3))
+    x = layers.Rescaling(1 / 2)(image)
+    x = layers.ZeroPadding2D(((0, 1), (2, 0)))(x)
+    x = layers.Conv2D(4, 2)(x)  # an even kernel
+    x = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu")(x)
+    x = layers.BatchNormalization()(x)
+    padded = layers.ZeroPadding2D((1, 2))(x)
+    pooled = layers.MaxPooling2D(3, strides=1)(layers.ZeroPadding2D((1, 1))(x))
+    x = layers.Add()([layers.Conv2D(6, (3, 5))(padded), layers.Conv2D(6, 1, groups=2)(pooled)])
+    x = layers.Add()([layers.ZeroPadding2D(1)(x), layers.Conv2D(6, 1)(layers.ZeroPadding2D(1)(x))])
+    x = layers.ReLU()(layers.GroupNormalization(-1)(layers.BatchNormalization()(x)))
+    return keras.Model(image, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)))
+
+
 # Adam's epsilon is large, as small gradients are rounding and would count in full.
 CASES: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
     "clipped and averaged": (
@@ -70,6 +90,7 @@ CASES: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
         {"weight_decay": 0.1, "global_clipnorm": 1.0, "use_ema": True, "epsilon": 1e-3},
     ),
     "accumulated": (half_frozen, "Adam", {"gradient_accumulation_steps": 2, "epsilon": 1e-3}),
+    "of other layers": (unlike, "Adam", {"epsilon": 1e-3}),
     "with momentum": (standardising, "SGD", {"momentum": 0.9, "nesterov": True}),
 }
 
@@ -97,25 +118,27 @@ def divide() -> None:
 
 
 def main(target: Path) -> None:
-    """Take the steps of every case in lockstep, and in Keras' own way."""
+    """Take the steps of every case in every way, and in Keras' own."""
     from fieldmark import backend, lockstep, steps
     from fieldmark.backend import keras
 
     if backend.name == "tensorflow":
         divide()
         assert lockstep.devices() == [f"cpu:{i}" for i in range(PARTS)]
+        ways = {"lockstep": steps.training_step, "keras": steps.plain_step}
     else:
-        lockstep.devices = lambda: ["cpu", "cpu"]
+        two = partial(lockstep.lockstep, places=["cpu", "cpu"])
+        ways = {"lockstep": two, "kernels": steps.training_step, "keras": steps.plain_step}
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
     found: dict[str, Any] = {}
     for case, (build, kind, options) in CASES.items():
-        for way, make in (("several", steps.training_step), ("one", steps.plain_step)):
+        for way, make in ways.items():
             keras.utils.set_random_seed(1)
             network = build()
             optimiser = getattr(keras.optimizers, kind)(0.01, **options)
             optimiser.build(network.trainable_variables)
             step = make(network, optimiser, loss=loss)
-            assert (step.__module__ == "fieldmark.lockstep") == (way == "several")
+            assert step.__module__.endswith(MODULES[way])
             found[f"{case}/{way}/said"] = np.array([step(*batch) for batch in drawn()])
             for number, variable in enumerate((*network.variables, *optimiser.variables)):
                 found[f"{case}/{way}/{number}"] = keras.ops.convert_to_numpy(variable)
@@ -146,13 +169,16 @@ def computed(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_several_devices_take_the_steps_of_one(computed: dict[str, Any], case: str) -> None:
-    names = [name for name in computed if name.startswith(f"{case}/several/")]
+@pytest.mark.parametrize("way", ["lockstep", "kernels"])
+def test_every_way_takes_the_steps_of_keras(computed: dict[str, Any], way: str, case: str) -> None:
+    names = [name for name in computed if name.startswith(f"{case}/{way}/")]
+    if way == "kernels" and not names:
+        pytest.skip("TensorFlow's kernels have a module of tests of their own")
     assert len(names) > 30
     for name in names:
-        one = computed[name.replace("/several/", "/one/")]
-        tolerance = 1e-4 * max(1.0, float(np.abs(one).max()))
-        np.testing.assert_allclose(computed[name], one, rtol=0, atol=tolerance, err_msg=name)
+        expected = computed[name.replace(f"/{way}/", "/keras/")]
+        tolerance = 1e-4 * max(1.0, float(np.abs(expected).max()))
+        np.testing.assert_allclose(computed[name], expected, rtol=0, atol=tolerance, err_msg=name)
 
 
 def test_a_network_that_draws_at_random_is_left_to_keras() -> None:
