@@ -5,6 +5,7 @@ step on a batch. It changes the variables of that network and that optimiser and
 either, so what is saved afterwards is plain Keras on any backend.
 
 - TensorFlow on a CPU: fused kernels, see `kernels`.
+- PyTorch: its kernels, see `torch_kernels`.
 - JAX: one compiled function on all devices of all processes, see `mesh`.
 - TensorFlow and PyTorch with several GPUs: layer by layer on all of them, see `lockstep`.
 - Else Keras' own step.

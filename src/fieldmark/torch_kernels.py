@@ -10,7 +10,7 @@ as it does everywhere, from small parts; here instead
 - Adam is PyTorch's fused one, on the moments of Keras' optimiser.
 
 What is here without a kernel is called as it is. The mathematics is Keras' own, and
-`tests/test_steps.py` holds it equal. As in `kernels`, of which this is the other half.
+`tests/test_steps.py` holds it equal.
 """
 
 from __future__ import annotations
