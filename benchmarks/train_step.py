@@ -12,7 +12,7 @@ in the same turns.
 The narrow network is of the size that recipes take for few photos: four stages of two blocks, half
 as wide as ResNet50V2. It is none of keras.applications', whose place the same network takes with
 Keras' own step. timm's network takes part where `torch` and `timm` are installed. `--only` names
-contestants. KERAS_BACKEND=torch or jax puts ours and Keras' own on that; `taskset -c 0` in front of it
+contestants. KERAS_BACKEND=torch or jax puts ours and Keras' own on that; `taskset -c 0` in front
 leaves all of them one core.
 """
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
-from fieldmark import backend, kernels, mesh
+from fieldmark import backend, kernels, mesh, torch_kernels
 from fieldmark.backend import keras
 from fieldmark.kernels import Figures, Precision, Statistic, Step
 
@@ -116,6 +116,7 @@ def forward(network: Any, images: Any, places: Sequence[str]) -> tuple[Any, list
         else:
             inputs = values[id(layer.input)]
         if isinstance(layer, layers.BatchNormalization) and layer.trainable:
+            inputs = [torch_kernels.filled(x) for x in inputs]
             found = normalised(layer, inputs, places, statistics)
         else:
             found = [called(layer, x, place) for x, place in zip(inputs, places, strict=True)]
@@ -127,6 +128,8 @@ def called(layer: Any, x: Any, place: str) -> Share:
     """Return the layer's output in training, on the device that has its input."""
     copies = [(variable, sent(variable.value, place)) for variable in layer.variables]
     with keras.device(place), keras.StatelessScope(state_mapping=copies):
+        if backend.name == "torch":
+            return torch_kernels.call(layer, x, [])
         return kernels.in_training(layer, x)
 
 
