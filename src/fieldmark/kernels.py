@@ -193,22 +193,25 @@ class Padded(NamedTuple):
 Statistic = tuple[Any, Any, float]
 
 
-def forward(network: Any, images: Any) -> tuple[Any, list[Statistic]]:
+def forward(
+    network: Any, images: Any, call: Callable[..., Any] | None = None
+) -> tuple[Any, list[Statistic]]:
     """Run a functional network in training -> its output, and the statistics still to be moved.
 
-    Layers without a kernel here are called as they are. Each layer must stand in the network's
-    graph once, as a functional Keras network without shared layers has it.
+    Layers without a kernel here are called as they are; `call` has other kernels. Each layer must
+    stand in the network's graph once, as a functional Keras network without shared layers has it.
     """
     values = {id(network.input): images}
     statistics: list[Statistic] = []
     for layer in network.layers[1:]:  # the first is the input; Keras lists them in order
         many = isinstance(layer.input, list)
         inputs = [values[id(tensor)] for tensor in (layer.input if many else [layer.input])]
-        values[id(layer.output)] = call(layer, inputs if many else inputs[0], statistics)
+        given = inputs if many else inputs[0]
+        values[id(layer.output)] = (call or called)(layer, given, statistics)
     return values[id(network.output)], statistics
 
 
-def call(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
+def called(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
     """Return the layer's output in training, from a kernel where one fits exactly."""
     if type(layer) is layers.ZeroPadding2D and layer.data_format == "channels_last":
         return Padded(x if not isinstance(x, Padded) else x.filled(), layer.padding)

@@ -129,7 +129,7 @@ def called(layer: Any, x: Any, place: str) -> Share:
     copies = [(variable, sent(variable.value, place)) for variable in layer.variables]
     with keras.device(place), keras.StatelessScope(state_mapping=copies):
         if backend.name == "torch":
-            return torch_kernels.call(layer, x, [])
+            return torch_kernels.called(layer, x, [])
         return kernels.in_training(layer, x)
 
 

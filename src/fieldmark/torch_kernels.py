@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from fieldmark import bit, kernels
 from fieldmark.backend import keras
 from fieldmark.kernels import Figures, Precision, Statistic, Step
 
 layers, ops = keras.layers, keras.ops
-Padding = tuple[tuple[int, int], tuple[int, int]]  # rows above and below, columns beside
 
 
 def native_step(
@@ -39,7 +38,7 @@ def native_step(
     def step(images: Any, labels: Any, weights: Any) -> Figures:
         labels = ops.convert_to_tensor(labels)
         with kernels.computing(network, precision):
-            logits, statistics = forward(network, ops.convert_to_tensor(images))
+            logits, statistics = kernels.forward(network, ops.convert_to_tensor(images), called)
         value = loss(labels, logits, sample_weight=ops.convert_to_tensor(weights))
         leaves = [variable.value for variable in trained]
         gradients = torch.autograd.grad(value, leaves, allow_unused=True)
@@ -56,11 +55,11 @@ def native_step(
 # ---- forward ------------------------------------------------------------------------------------
 
 
-class Padded:
+class Padded(NamedTuple):
     """A tensor (n, h, w, c) and the zeros to put around it, left to whoever reads it."""
 
-    def __init__(self, x: Any, padding: Padding) -> None:
-        self.x, self.padding = x, padding
+    x: Any
+    padding: tuple[tuple[int, int], tuple[int, int]]  # rows above and below, columns beside
 
     def filled(self) -> Any:
         """Return the tensor with its zeros."""
@@ -70,21 +69,7 @@ class Padded:
         return torch.nn.functional.pad(self.x, (0, 0, *columns, *rows))
 
 
-def forward(network: Any, images: Any) -> tuple[Any, list[Statistic]]:
-    """Run a functional network in training -> its output, and the statistics still to be moved.
-
-    Each layer must stand in the network's graph once.
-    """
-    values = {id(network.input): images}
-    statistics: list[Statistic] = []
-    for layer in network.layers[1:]:  # the first is the input; Keras lists them in order
-        many = isinstance(layer.input, list)
-        inputs = [values[id(tensor)] for tensor in (layer.input if many else [layer.input])]
-        values[id(layer.output)] = call(layer, inputs if many else inputs[0], statistics)
-    return values[id(network.output)], statistics
-
-
-def call(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
+def called(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
     """Return the layer's output in training, from a kernel where one fits exactly."""
     if type(layer) is layers.ZeroPadding2D and layer.data_format == "channels_last":
         return Padded(filled(x), layer.padding)
