@@ -427,12 +427,13 @@ def two_epochs(case: Case) -> list[list[list[Hashable]]]:
 def unfinished(case: Case) -> Finding:
     """Look whether the training was stopped while it still learned.
 
-    A single epoch shows no fall; there is one wherever the photos are not known by then.
+    A single epoch shows no fall; there is one wherever the photos are not known by then. What the
+    network called right while it was trained counts as well: the saved one may be broken.
     """
     losses = [float(line["loss"] or 0) for line in case.log if line.get("loss") is not None]
     if not losses:
         return untried("unfinished", "no epoch has a loss")
-    right = case.learned.accuracy
+    right = max(case.learned.accuracy, float(case.log[-1].get("accuracy") or 0))
     third = max(1, len(losses) // 3)
     fall, told = 1.0, "there was one epoch"
     if len(losses) > 1:
@@ -440,7 +441,7 @@ def unfinished(case: Case) -> Finding:
         told = f"the training loss fell by {fall:.0%} in the last third of the epochs"
     return Finding(
         "unfinished",
-        f"{told}, and the network calls {right:.0%} of its training photos right",
+        f"{told}, and the network called {right:.0%} of its training photos right",
         f"by {STILL:.0%} at most, or {KNOWN:.0%} of them",
         "fault" if fall > STILL and right < KNOWN else "fine",
         "more --epochs, or a smaller network, which learns as much in less time",
@@ -831,7 +832,8 @@ def remarks(case: Case, findings: Sequence[Finding]) -> Remarks:
         for section in sheet.sections(case.found, PICTURES)
     ]
     verdicts = {each.test: each.verdict for each in findings}
-    if case.contradicted and verdicts["label errors"] != "follows":
+    doubtful = any(verdicts[test] in ("fault", "follows") for test in FOLLOWS_FROM["label errors"])
+    if case.contradicted and not doubtful:
         told.insert(sum(each.severity == "error" for each in told), suspicion(case))
     return Remarks(account=case.found.account, balance=case.found.balance, findings=told)
 
