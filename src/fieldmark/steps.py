@@ -66,9 +66,7 @@ def plain_step(
 
     def step(images: Any, labels: Any, weights: Any) -> Figures:
         network.reset_metrics()  # else they are means over all steps so far
-        with kernels.computing(
-            network, precision
-        ):  # around every step: each may be traced, or none
+        with kernels.computing(network, precision):  # around each step: it may be traced
             found = network.train_on_batch(images, labels, sample_weight=weights, return_dict=True)
         return Figures(float(found["loss"]), float(found["accuracy"]))
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 from fieldmark import bit, kernels
@@ -143,18 +144,16 @@ def turned() -> Callable[[Any], Any]:
         def forward(_: Any, kernel: Any) -> Any:
             height, width, channels, filters = kernel.shape
             found = kernel.new_empty(filters, height, width, channels)
-            for i in range(height):
-                for j in range(width):
-                    found[:, i, j] = kernel[i, j].T.contiguous()
+            for i, j in product(range(height), range(width)):
+                found[:, i, j] = kernel[i, j].T.contiguous()
             return found.permute(0, 3, 1, 2)
 
         @staticmethod
         def backward(_: Any, gradient: Any) -> Any:
             filters, channels, height, width = gradient.shape
             found = gradient.new_empty(height, width, channels, filters)
-            for i in range(height):
-                for j in range(width):
-                    found[i, j] = gradient[:, :, i, j].contiguous().T
+            for i, j in product(range(height), range(width)):
+                found[i, j] = gradient[:, :, i, j].contiguous().T
             return found
 
     return Turned.apply  # type: ignore[no-any-return]
@@ -164,21 +163,21 @@ def normalisation(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
     """Normalise (n, h, w, c) over all but the channels, and note the batch's statistics."""
     import torch
 
-    mean, variance = layer.moving_mean.value, layer.moving_variance.value
-    if not kernels.frozen(layer):
-        moving = mean, variance
-        mean, variance = torch.zeros_like(mean), torch.zeros_like(variance)
+    frozen = kernels.frozen(layer)
+    moving = layer.moving_mean.value, layer.moving_variance.value
+    # With a momentum of 1 the kernel leaves the batch's own statistics there.
+    mean, variance = moving if frozen else map(torch.zeros_like, moving)
     y = torch.nn.functional.batch_norm(
         nchw(computed(layer, x)),
         mean,
         variance,
         layer.gamma.value,
         layer.beta.value,
-        training=not kernels.frozen(layer),
+        training=not frozen,
         momentum=1.0,
         eps=layer.epsilon,
     )
-    if not kernels.frozen(layer):
+    if not frozen:
         # The kernel normalises by the biased variance, as Keras does, but returns the unbiased one;
         # Keras moves towards the biased one.
         count = x.numel() // x.shape[-1]
