@@ -135,7 +135,7 @@ def convolution(layer: Any, x: Any) -> Any:
 def turned() -> Callable[[Any], Any]:
     """Return the function from a kernel (h, w, c, filters) to PyTorch's (filters, c, h, w).
 
-    Place by place, as PyTorch turns a matrix on a CPU ten times as fast as anything of more axes.
+    Place by place: on a CPU PyTorch turns matrices more than twice as fast as what has more axes.
     """
     import torch
 
