@@ -442,7 +442,7 @@ def unfinished(case: Case) -> Finding:
     return Finding(
         "unfinished",
         f"{told}, and the network called {right:.0%} of its training photos right",
-        f"by {STILL:.0%} at most, or {KNOWN:.0%} of them",
+        f"a fall by {STILL:.0%} at most, or {KNOWN:.0%} of them",
         "fault" if fall > STILL and right < KNOWN else "fine",
         "more --epochs, or a smaller network, which learns as much in less time",
         {"fall": fall, "training": right},
