@@ -29,7 +29,7 @@ RANKS = (
     ),
     ("bounds", "decision", "mesh", "predictions", "sorting", "space"),
     ("article", "resnet_v2", "bit", "weights", "kernels", "environment", "ledger"),
-    ("species", "scenery", "svg", "images", "data", "parts", "torch_kernels"),
+    ("species", "scenery", "svg", "images", "data", "parts", "torch_kernels", "jax_kernels"),
     ("lockstep", "network", "draw", "augment", "cache", "duplicates", "quality", "strata"),
     ("steps", "batches", "split", "findings", "manifest", "sources"),
     ("run", "sheet", "inference", "metrics", "engines"),

@@ -1,8 +1,9 @@
-"""Several devices of one process, and PyTorch's kernels, take the steps that Keras would.
+"""Several devices of one process, and the kernels of PyTorch and JAX, take the steps of Keras.
 
 TensorFlow's devices are parts of a CPU. PyTorch has one CPU only, which stands in for two: the same
-code, with nothing to send. As a program, `test_steps.py OUT.npz`, it computes with the backend that
-KERAS_BACKEND names; with more words it is fieldmark on a CPU in two parts.
+code, with nothing to send. JAX's devices have tests in `test_joint`. As a program,
+`test_steps.py OUT.npz`, it computes with the backend that KERAS_BACKEND names; with more words it
+is fieldmark on a CPU in two parts.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conftest import Command
 
 CLASSES = 3
-MODULES = {"lockstep": ".lockstep", "kernels": ".torch_kernels", "keras": ".steps"}
 PARTS = 2
 
 
@@ -64,7 +66,7 @@ def standardising() -> Any:
 
 
 def unlike() -> Any:
-    """Build a network of layers that PyTorch's kernels must leave alone, or take apart."""
+    """Build a network of layers that kernels must leave alone, or take apart."""
     from fieldmark.backend import keras
 
     layers = keras.layers
@@ -95,6 +97,10 @@ CASES: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
 }
 
 
+# Compiling is most of what JAX does here.
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
 def drawn() -> list[tuple[Any, Any, Any]]:
     """Draw batches; the last is of another size, and cannot be shared equally."""
     rng = np.random.default_rng(0)
@@ -118,18 +124,25 @@ def divide() -> None:
 
 
 def main(target: Path) -> None:
-    """Take the steps of every case in every way, and in Keras' own."""
-    from fieldmark import backend, lockstep, steps
+    """Take the steps of every case in every way, and in Keras' own; then ask for answers."""
+    from fieldmark import backend, inference, jax_kernels, lockstep, steps
     from fieldmark.backend import keras
 
     if backend.name == "tensorflow":
         divide()
         assert lockstep.devices() == [f"cpu:{i}" for i in range(PARTS)]
         ways = {"lockstep": steps.training_step, "keras": steps.plain_step}
+    elif backend.name == "jax":
+        ways = {"kernels": steps.training_step, "keras": steps.plain_step}
     else:
         two = partial(lockstep.lockstep, places=["cpu", "cpu"])
         ways = {"lockstep": two, "kernels": steps.training_step, "keras": steps.plain_step}
+    kernels = "torch_kernels" if backend.name == "torch" else "steps"
+    modules = {"lockstep": "lockstep", "kernels": kernels, "keras": "steps"}
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    batches = drawn()
+    if backend.name == "jax":
+        batches.pop()  # all would be compiled again for its size
     found: dict[str, Any] = {}
     for case, (build, kind, options) in CASES.items():
         for way, make in ways.items():
@@ -138,8 +151,12 @@ def main(target: Path) -> None:
             optimiser = getattr(keras.optimizers, kind)(0.01, **options)
             optimiser.build(network.trainable_variables)
             step = make(network, optimiser, loss=loss)
-            assert step.__module__.endswith(MODULES[way])
-            found[f"{case}/{way}/said"] = np.array([step(*batch) for batch in drawn()])
+            if backend.name == "jax":
+                assert jax_kernels.stateless(network).func is jax_kernels.forward
+            assert step.__module__ == f"fieldmark.{modules[way]}"
+            found[f"{case}/{way}/said"] = np.array([step(*batch) for batch in batches])
+            answer = inference.forward(network) if way == "kernels" else network.predict_on_batch
+            found[f"{case}/{way}/answers"] = np.concatenate([answer(x) for x, *_ in batches])
             for number, variable in enumerate((*network.variables, *optimiser.variables)):
                 found[f"{case}/{way}/{number}"] = keras.ops.convert_to_numpy(variable)
     np.savez(target, **found)
@@ -148,7 +165,10 @@ def main(target: Path) -> None:
 # ---- what the parent compares -------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["tensorflow", "torch"])
+# On JAX, which compiles for a minute, `test_backends` holds the steps of the family equal.
+@pytest.fixture(
+    scope="module", params=["tensorflow", "torch", pytest.param("jax", marks=pytest.mark.slow)]
+)
 def computed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
@@ -158,7 +178,7 @@ def computed(
     target = tmp_path_factory.mktemp("lockstep") / "out.npz"
     done = subprocess.run(
         [sys.executable, __file__, str(target)],
-        env={**os.environ, "KERAS_BACKEND": request.param},
+        env={**os.environ, "KERAS_BACKEND": request.param, "XLA_FLAGS": QUICKLY},
         capture_output=True,
         text=True,
         timeout=300,
@@ -172,13 +192,50 @@ def computed(
 @pytest.mark.parametrize("way", ["lockstep", "kernels"])
 def test_every_way_takes_the_steps_of_keras(computed: dict[str, Any], way: str, case: str) -> None:
     names = [name for name in computed if name.startswith(f"{case}/{way}/")]
-    if way == "kernels" and not names:
-        pytest.skip("TensorFlow's kernels have a module of tests of their own")
+    if not names:
+        pytest.skip("TensorFlow's kernels and JAX's devices have modules of tests of their own")
     assert len(names) > 30
     for name in names:
         expected = computed[name.replace(f"/{way}/", "/keras/")]
         tolerance = 1e-4 * max(1.0, float(np.abs(expected).max()))
         np.testing.assert_allclose(computed[name], expected, rtol=0, atol=tolerance, err_msg=name)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    side=st.tuples(st.integers(3, 7), st.integers(3, 7)),
+    size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    seed=st.integers(0, 100),
+)
+def test_of_equals_the_first_is_the_highest(
+    side: tuple[int, int], size: tuple[int, int], strides: tuple[int, int], seed: int
+) -> None:
+    """XLA's own gradient goes there too."""
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    from fieldmark import jax_kernels
+
+    x = np.random.default_rng(seed).integers(0, 3, (2, *side, 2)).astype("float32")
+    around = {"window_dimensions": (1, *size, 1), "window_strides": (1, *strides, 1)}
+    theirs, to_theirs = jax.vjp(
+        lambda x: jax.lax.reduce_window(x, -np.inf, jax.lax.max, padding="VALID", **around), x
+    )
+    ours, to_ours = jax.vjp(lambda x: jax_kernels.highest()(x, size, strides), x)
+    np.testing.assert_array_equal(ours, theirs)
+    upstream = np.arange(ours.size, dtype="float32").reshape(ours.shape)
+    np.testing.assert_array_equal(to_ours(upstream)[0], to_theirs(upstream)[0])
+
+
+def test_a_layer_that_stands_in_a_network_twice_is_left_to_keras() -> None:
+    from fieldmark import kernels
+    from fieldmark.backend import keras
+
+    image, twice = keras.layers.Input((8, 8, 3)), keras.layers.Conv2D(3, 1)
+    assert kernels.straight(keras.Model(image, keras.layers.Conv2D(3, 1)(image)))
+    network = keras.Model(image, twice(twice(image)))
+    assert not kernels.straight(network)
+    assert not kernels.fits(network, keras.optimizers.SGD())
+    assert not kernels.straight(type("Own", (keras.Model,), {})(image, twice(image)))
 
 
 def test_a_network_that_draws_at_random_is_left_to_keras() -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldmark import backend, mesh
+from fieldmark import backend, jax_kernels, kernels, mesh, torch_kernels
 from fieldmark.backend import keras
 from fieldmark.batches import Batches
 
@@ -31,6 +31,8 @@ def forward(network: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Return the compiled network outside of training: images (n, h, w, 3) -> logits (n, c)."""
     if backend.name == "jax":
         return spread(network)
+    if backend.name == "torch" and kernels.straight(network):
+        return lambda images: keras.ops.convert_to_numpy(torch_kernels.forward(network, images))
     if backend.name != "tensorflow" or backend.devices():
         return lambda images: np.asarray(network.predict_on_batch(images))
     run = compiled(network, training=False)
@@ -73,7 +75,8 @@ def spread(network: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
     import jax
 
     parts = (network.trainable_variables, network.non_trainable_variables)
-    run = jax.jit(lambda state, images: network.stateless_call(*state, images, training=False)[0])
+    call = jax_kernels.stateless(network)
+    run = jax.jit(lambda state, images: call(*state, images, training=False)[0])
 
     def forward(images: NDArray[Any]) -> NDArray[Any]:
         where = mesh.layout(len(images), alone=True)
@@ -88,7 +91,8 @@ def spread_training(network: Any) -> Callable[[NDArray[Any]], object]:
     import jax
 
     parts = (network.trainable_variables, network.non_trainable_variables)
-    run = jax.jit(lambda state, images: network.stateless_call(*state, images, training=True)[1])
+    call = jax_kernels.stateless(network)
+    run = jax.jit(lambda state, images: call(*state, images, training=True)[1])
 
     def forward(images: NDArray[Any]) -> None:
         where = mesh.layout(len(images))

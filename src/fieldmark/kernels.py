@@ -28,7 +28,7 @@ import numpy as np
 from fieldmark import backend
 from fieldmark.backend import keras
 
-layers = keras.layers
+layers, ops = keras.layers, keras.ops
 
 
 class Figures(NamedTuple):
@@ -50,7 +50,14 @@ def fits(network: Any, optimiser: Any) -> bool:
     single = all(
         layer.variable_dtype == layer.compute_dtype == "float32" for layer in network.layers
     )
-    return single and not network.losses and not optimiser.loss_scale_factor
+    plain = straight(network) and not network.losses
+    return single and plain and not optimiser.loss_scale_factor
+
+
+def straight(network: Any) -> bool:
+    """Tell whether `forward` can run a network: each of its layers stands in it once."""
+    functional = type(network) is type(keras.Model(network.input, network.output))
+    return functional and all(len(layer._inbound_nodes) == 1 for layer in network.layers)
 
 
 # What computes in bfloat16 where that is asked for: all between the photo's scaling and the mean
@@ -177,62 +184,60 @@ def fused_step(
 
 
 class Padded(NamedTuple):
-    """A tensor and the zeros to put around it, left to whoever reads it."""
+    """A tensor (n, h, w, c) and the zeros to put around it, left to whoever reads it."""
 
     x: Any
     padding: tuple[tuple[int, int], tuple[int, int]]  # rows above and below, columns beside
 
-    def filled(self) -> Any:
-        """Return the tensor with its zeros."""
-        import tensorflow as tf
 
-        return tf.pad(self.x, [(0, 0), *self.padding, (0, 0)])
+def filled(x: Any) -> Any:
+    """Return what a layer put out, or several did, with the zeros that were left to the next."""
+    if isinstance(x, list):
+        return [filled(each) for each in x]
+    return ops.pad(x.x, [(0, 0), *x.padding, (0, 0)]) if isinstance(x, Padded) else x
 
 
 # A moving statistic, the batch's value of it, and the share of the way to go towards that.
 Statistic = tuple[Any, Any, float]
+Statistics = list[Statistic] | None  # where a layer notes them; none outside of training
 
 
 def forward(
-    network: Any, images: Any, call: Callable[..., Any] | None = None
+    network: Any, images: Any, call: Callable[..., Any] | None = None, *, training: bool = True
 ) -> tuple[Any, list[Statistic]]:
-    """Run a functional network in training -> its output, and the statistics still to be moved.
+    """Run a network that is `straight` -> its output, and the statistics still to be moved.
 
-    Layers without a kernel here are called as they are; `call` has other kernels. Each layer must
-    stand in the network's graph once, as a functional Keras network without shared layers has it.
+    Layers without a kernel here are called as they are; `call` has other kernels. Outside of
+    training there are no statistics.
     """
+    run: Callable[..., Any] = call or called
     values = {id(network.input): images}
-    statistics: list[Statistic] = []
+    statistics: Statistics = [] if training else None
     for layer in network.layers[1:]:  # the first is the input; Keras lists them in order
         many = isinstance(layer.input, list)
         inputs = [values[id(tensor)] for tensor in (layer.input if many else [layer.input])]
         given = inputs if many else inputs[0]
-        values[id(layer.output)] = (call or called)(layer, given, statistics)
-    return values[id(network.output)], statistics
+        values[id(layer.output)] = run(layer, given, statistics)
+    return values[id(network.output)], statistics or []
 
 
 def called(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
     """Return the layer's output in training, from a kernel where one fits exactly."""
     if type(layer) is layers.ZeroPadding2D and layer.data_format == "channels_last":
-        return Padded(x if not isinstance(x, Padded) else x.filled(), layer.padding)
-    if layer.variable_dtype == "float32":
-        if type(layer) is layers.Conv2D and plain_convolution(layer):
-            return convolution(layer, x)
-        if isinstance(x, Padded):
-            x = x.filled()
-        if type(layer) is layers.BatchNormalization and plain_normalisation(layer):
-            return normalisation(layer, x, statistics)
-    if isinstance(x, Padded):
-        x = x.filled()
-    elif isinstance(x, list):
-        x = [each.filled() if isinstance(each, Padded) else each for each in x]
-    return in_training(layer, x)
+        return Padded(filled(x), layer.padding)
+    single = layer.variable_dtype == "float32"
+    if single and type(layer) is layers.Conv2D and plain_convolution(layer):
+        return convolution(layer, x)
+    x = filled(x)
+    if single and type(layer) is layers.BatchNormalization and plain_normalisation(layer):
+        return normalisation(layer, x, statistics)
+    return own(layer, x, statistics)
 
 
-def in_training(layer: Any, x: Any) -> Any:
-    """Return the layer's own output in training."""
+def own(layer: Any, x: Any, statistics: Statistics) -> Any:
+    """Return the layer's own output."""
     knows = "training" in inspect.signature(layer.call).parameters
-    return layer(x, training=True) if knows else layer(x)
+    return layer(x, training=statistics is not None) if knows else layer(x)
 
 
 def plain_convolution(layer: Any) -> bool:
@@ -263,7 +268,7 @@ def convolution(layer: Any, x: Any) -> Any:
             x, scheme = x.x, "SAME"
         else:
             # Not as the convolution's own explicit padding: its gradients run outside oneDNN.
-            x = x.filled()
+            x = filled(x)
     single = layer.kernel_size == layer.strides == (1, 1)
     many = scheme == "SAME" and layer.filters >= MANY_FILTERS
     if layer.compute_dtype == "bfloat16" and (single or many):

@@ -116,7 +116,7 @@ def forward(network: Any, images: Any, places: Sequence[str]) -> tuple[Any, list
         else:
             inputs = values[id(layer.input)]
         if isinstance(layer, layers.BatchNormalization) and layer.trainable:
-            inputs = [torch_kernels.filled(x) for x in inputs]
+            inputs = kernels.filled(list(inputs))
             found = normalised(layer, inputs, places, statistics)
         else:
             found = [called(layer, x, place) for x, place in zip(inputs, places, strict=True)]
@@ -130,7 +130,7 @@ def called(layer: Any, x: Any, place: str) -> Share:
     with keras.device(place), keras.StatelessScope(state_mapping=copies):
         if backend.name == "torch":
             return torch_kernels.called(layer, x, [])
-        return kernels.in_training(layer, x)
+        return kernels.own(layer, x, [])
 
 
 def normalised(

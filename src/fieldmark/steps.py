@@ -6,7 +6,7 @@ either, so what is saved afterwards is plain Keras on any backend.
 
 - TensorFlow on a CPU: fused kernels, see `kernels`.
 - PyTorch: its kernels, see `torch_kernels`.
-- JAX: one compiled function on all devices of all processes, see `mesh`.
+- JAX: one compiled function on all devices of all processes, see `mesh` and `jax_kernels`.
 - TensorFlow and PyTorch with several GPUs: layer by layer on all of them, see `lockstep`.
 - Else Keras' own step.
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from fieldmark import backend, kernels, lockstep, mesh, torch_kernels
+from fieldmark import backend, jax_kernels, kernels, lockstep, mesh, torch_kernels
 from fieldmark.backend import keras
 from fieldmark.kernels import Figures, Precision, Step
 
@@ -79,14 +79,13 @@ def spread_step(
     """Return JAX's step on all devices; each process gives it its share of a batch."""
     import jax
 
+    run = jax_kernels.stateless(network)
     parts = (network.trainable_variables, network.non_trainable_variables, optimiser.variables)
 
     def compute(
         trained: Any, others: Any, images: Any, labels: Any, weights: Any
     ) -> tuple[Any, Any]:
-        logits, others, penalties = network.stateless_call(
-            trained, others, images, training=True, return_losses=True
-        )
+        logits, others, penalties = run(trained, others, images, training=True)
         value = loss(labels, logits, sample_weight=weights) + sum(penalties)
         right = (logits.argmax(axis=-1) == labels.argmax(axis=-1)).mean()
         return value, (others, right)

@@ -1,7 +1,7 @@
-"""A training step of PyTorch: Keras' network in the kernels that PyTorch has for it.
+"""A network and its training step on PyTorch, in the kernels that PyTorch has for them.
 
-In: what `steps.training_step` takes. Out: a function that takes the step. Keras computes on PyTorch
-as it does everywhere, from small parts; here instead
+In: what `steps.training_step` takes. Out: a function that takes the step, or the network outside of
+training. Keras computes on PyTorch as it does everywhere, from small parts; here instead
 
 - a convolution reads photos as they lie, channels last, where Keras copies them there and back, and
   one of 1x1 is the matrix product that it is;
@@ -18,11 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
-from fieldmark import bit, kernels
+from fieldmark import backend, bit, kernels
 from fieldmark.backend import keras
-from fieldmark.kernels import Figures, Precision, Statistic, Step
+from fieldmark.kernels import Figures, Padded, Precision, Statistics, Step, filled
 
 layers, ops = keras.layers, keras.ops
 
@@ -56,40 +56,27 @@ def native_step(
 # ---- forward ------------------------------------------------------------------------------------
 
 
-class Padded(NamedTuple):
-    """A tensor (n, h, w, c) and the zeros to put around it, left to whoever reads it."""
-
-    x: Any
-    padding: tuple[tuple[int, int], tuple[int, int]]  # rows above and below, columns beside
-
-    def filled(self) -> Any:
-        """Return the tensor with its zeros."""
-        import torch
-
-        rows, columns = self.padding
-        return torch.nn.functional.pad(self.x, (0, 0, *columns, *rows))
+def forward(network: Any, images: Any) -> Any:
+    """Run a network that is `straight` outside of training, (n, h, w, 3) -> its output."""
+    with backend.without_gradients():
+        return kernels.forward(network, ops.convert_to_tensor(images), called, training=False)[0]
 
 
-def called(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
-    """Return the layer's output in training, from a kernel where one fits exactly."""
+def called(layer: Any, x: Any, statistics: Statistics) -> Any:
+    """Return the layer's output, from a kernel where one fits exactly."""
     if type(layer) is layers.ZeroPadding2D and layer.data_format == "channels_last":
         return Padded(filled(x), layer.padding)
     kind = type(layer)
     if kind in (layers.Conv2D, bit.StdConv2D) and kernels.plain_convolution(layer):
         return convolution(layer, x)
-    x = [filled(each) for each in x] if isinstance(x, list) else filled(x)
+    x = filled(x)
     if kind is layers.BatchNormalization and kernels.plain_normalisation(layer):
         return normalisation(layer, x, statistics)
     if kind is layers.GroupNormalization and plain_groups(layer):
         return group_normalisation(layer, x)
     if kind is layers.MaxPooling2D and layer.padding == "valid":
         return pooling(layer, x)
-    return kernels.in_training(layer, x)
-
-
-def filled(x: Any) -> Any:
-    """Return what a layer put out as a tensor, with the zeros that were left to the next one."""
-    return x.filled() if isinstance(x, Padded) else x
+    return kernels.own(layer, x, statistics)
 
 
 def computed(layer: Any, x: Any) -> Any:
@@ -117,7 +104,7 @@ def convolution(layer: Any, x: Any) -> Any:
     if isinstance(x, Padded):
         if all(before == after for before, after in x.padding):
             padding = (x.padding[0][0], x.padding[1][0])
-        x = x.x if any(padding) else x.filled()
+        x = x.x if any(padding) else filled(x)
     x = computed(layer, x)
     kernel = layer.kernel.value
     if isinstance(layer, bit.StdConv2D):
@@ -159,25 +146,25 @@ def turned() -> Callable[[Any], Any]:
     return Turned.apply  # type: ignore[no-any-return]
 
 
-def normalisation(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
+def normalisation(layer: Any, x: Any, statistics: Statistics) -> Any:
     """Normalise (n, h, w, c) over all but the channels, and note the batch's statistics."""
     import torch
 
-    frozen = kernels.frozen(layer)
+    fixed = statistics is None or kernels.frozen(layer)
     moving = layer.moving_mean.value, layer.moving_variance.value
     # With a momentum of 1 the kernel leaves the batch's own statistics there.
-    mean, variance = moving if frozen else map(torch.zeros_like, moving)
+    mean, variance = moving if fixed else map(torch.zeros_like, moving)
     y = torch.nn.functional.batch_norm(
         nchw(computed(layer, x)),
         mean,
         variance,
         layer.gamma.value,
         layer.beta.value,
-        training=not frozen,
+        training=not fixed,
         momentum=1.0,
         eps=layer.epsilon,
     )
-    if not frozen:
+    if statistics is not None and not fixed:
         # The kernel normalises by the biased variance, as Keras does, but returns the unbiased one;
         # Keras moves towards the biased one.
         count = x.numel() // x.shape[-1]
