@@ -50,7 +50,7 @@ def forward(
     with keras.StatelessScope(state_mapping=state) as scope:
         logits, statistics = kernels.forward(network, images, called, training=training)
         for moving, batch, share in statistics:
-            moving.assign(moving + (batch - moving) * share)
+            moving.assign(moving * (1 - share) + batch * share)
     return logits, [scope.get_current_value(each) for each in network.non_trainable_variables], []
 
 
@@ -65,7 +65,7 @@ def called(layer: Any, x: Any, statistics: Statistics) -> Any:
     moves = kind is layers.BatchNormalization and kernels.plain_normalisation(layer)
     if moves and statistics is not None and not kernels.frozen(layer):
         return normalisation(layer, x, statistics)
-    if kind is layers.MaxPooling2D and layer.padding == "valid":
+    if kind is layers.MaxPooling2D and kernels.plain_pooling(layer):
         return highest()(x, layer.pool_size, layer.strides)
     return kernels.own(layer, x, statistics)
 

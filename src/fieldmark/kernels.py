@@ -16,7 +16,6 @@ shares with it, precision and averages, is here too.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,9 +54,25 @@ def fits(network: Any, optimiser: Any) -> bool:
 
 
 def straight(network: Any) -> bool:
-    """Tell whether `forward` can run a network: each of its layers stands in it once."""
-    functional = type(network) is type(keras.Model(network.input, network.output))
-    return functional and all(len(layer._inbound_nodes) == 1 for layer in network.layers)
+    """Tell whether `forward` can run a network.
+
+    Each layer must stand in it once, take what others put out and nothing else, and ask for no
+    penalty on its output.
+    """
+    if type(network) is not type(keras.Model(network.input, network.output)):
+        return False
+    known = {id(network.input)}
+    for layer in network.layers[1:]:  # the first is the input; Keras lists them in order
+        node, *others = layer._inbound_nodes
+        given = layer.input if isinstance(layer.input, list) else [layer.input]
+        alone = len(node.arguments.args) == 1 and len(node.input_tensors) == len(given)
+        as_list = isinstance(node.arguments.args[0], list) == isinstance(layer.input, list)
+        if others or not alone or not as_list or layer.activity_regularizer:
+            return False
+        if any(id(x) not in known for x in given):
+            return False
+        known.add(id(layer.output))
+    return id(network.output) in known
 
 
 # What computes in bfloat16 where that is asked for: all between the photo's scaling and the mean
@@ -218,34 +233,34 @@ def forward(
         inputs = [values[id(tensor)] for tensor in (layer.input if many else [layer.input])]
         given = inputs if many else inputs[0]
         values[id(layer.output)] = run(layer, given, statistics)
-    return values[id(network.output)], statistics or []
+    return filled(values[id(network.output)]), statistics or []
 
 
 def called(layer: Any, x: Any, statistics: list[Statistic]) -> Any:
     """Return the layer's output in training, from a kernel where one fits exactly."""
     if type(layer) is layers.ZeroPadding2D and layer.data_format == "channels_last":
         return Padded(filled(x), layer.padding)
-    single = layer.variable_dtype == "float32"
-    if single and type(layer) is layers.Conv2D and plain_convolution(layer):
+    if type(layer) is layers.Conv2D and plain_convolution(layer):
         return convolution(layer, x)
     x = filled(x)
-    if single and type(layer) is layers.BatchNormalization and plain_normalisation(layer):
+    if type(layer) is layers.BatchNormalization and plain_normalisation(layer):
         return normalisation(layer, x, statistics)
     return own(layer, x, statistics)
 
 
 def own(layer: Any, x: Any, statistics: Statistics) -> Any:
     """Return the layer's own output."""
-    knows = "training" in inspect.signature(layer.call).parameters
-    return layer(x, training=statistics is not None) if knows else layer(x)
+    return layer(x, training=statistics is not None)
 
 
 def plain_convolution(layer: Any) -> bool:
     """Tell whether a Conv2D is one that `convolution` computes."""
     return (
-        layer.data_format == "channels_last"
+        layer.variable_dtype == "float32"
+        and layer.data_format == "channels_last"
         and layer.padding == "valid"
         and layer.groups == 1
+        and not layer.lora_enabled
         and layer.dilation_rate == (1, 1)
         and layer.activation is keras.activations.linear
     )
@@ -361,10 +376,16 @@ def by_products(x: Any, kernel: Any) -> Any:
     return convolve(x, kernel)
 
 
+def plain_pooling(layer: Any) -> bool:
+    """Tell whether a MaxPooling2D takes the highest of windows that lie within the photo."""
+    return bool(layer.padding == "valid" and layer.data_format == "channels_last")
+
+
 def plain_normalisation(layer: Any) -> bool:
     """Tell whether a BatchNormalization is one that `normalisation` computes."""
     return (
-        layer.scale
+        layer.variable_dtype == "float32"
+        and layer.scale
         and layer.center
         and layer.axis in (-1, 3)
         and not layer.synchronized

@@ -46,7 +46,7 @@ def fits(network: Any, optimiser: Any) -> bool:
     return kernels.fits(network, optimiser) and all(
         kernels.plain_normalisation(layer)
         if isinstance(layer, layers.BatchNormalization)
-        else len(layer.variables) == len(layer.weights)  # no state of what is drawn at random
+        else not (layer.trainable and layer.non_trainable_variables)
         for layer in network.layers
     )
 

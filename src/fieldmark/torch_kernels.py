@@ -70,11 +70,12 @@ def called(layer: Any, x: Any, statistics: Statistics) -> Any:
     if kind in (layers.Conv2D, bit.StdConv2D) and kernels.plain_convolution(layer):
         return convolution(layer, x)
     x = filled(x)
-    if kind is layers.BatchNormalization and kernels.plain_normalisation(layer):
+    several = kind is layers.BatchNormalization and x.numel() > x.shape[-1]  # it refuses one value
+    if several and kernels.plain_normalisation(layer):
         return normalisation(layer, x, statistics)
     if kind is layers.GroupNormalization and plain_groups(layer):
         return group_normalisation(layer, x)
-    if kind is layers.MaxPooling2D and layer.padding == "valid":
+    if kind is layers.MaxPooling2D and kernels.plain_pooling(layer):
         return pooling(layer, x)
     return kernels.own(layer, x, statistics)
 
