@@ -249,6 +249,35 @@ def test_nothing_is_written_among_the_photos(
     assert contents(photos) == before
 
 
+@pytest.mark.parametrize("listed", [True, False], ids=["listed", "named"])
+def test_photos_are_not_sorted_into_a_folder_that_they_lie_in(
+    classifier: Classifier, photos: Path, tmp_path: Path, listed: bool
+) -> None:
+    named = sorted(photos.rglob("*.png"))
+    before = contents(photos)
+    names = "\n".join(map(str, named)).encode() if listed else b""
+    places = [Path("-")] if listed else named
+    with pytest.raises(FieldmarkError, match="photos are only read: write elsewhere"):
+        predict(classifier, places, sort_into=photos, standard_input=io.BytesIO(names))
+    assert contents(photos) == before
+    predict(classifier, places, csv=photos / "a.csv", standard_input=io.BytesIO(names))  # beside
+
+
+def test_a_name_that_no_file_can_have_stops_nothing(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    names = f"{photos / 'a' / '1.png'}\n".encode() * 5000 + b"a\0b.jpg\n"
+    predict(classifier, [Path("-")], csv=tmp_path / "a.csv", standard_input=io.BytesIO(names))
+    assert "cannot be opened" in (tmp_path / "a.csv").read_text()
+
+
+def test_without_standard_input_photos_are_predicted(
+    classifier: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert predict(classifier, [photos], csv=tmp_path / "a.csv").answers.total() == 3
+
+
 @pytest.mark.parametrize("leads_to", ["out", "out/red", ".", "out/rose/later"])
 @pytest.mark.parametrize("name", ["csv", "sort_into"])
 @pytest.mark.parametrize("there", [True, False], ids=["there", "not there yet"])

@@ -139,6 +139,11 @@ MISTAKES = {
     "split BIRDS --out s.csv --group-by (": "is not a regular expression",
     "split BIRDS --out s.csv --article --test 0.1": "has neither test photos nor groups",
     "split BIRDS --out file": "file exists and is no split",
+    "split BIRDS --out begun/split.csv": "begun/split.csv lies in a run, which keeps the split",
+    "split BIRDS --out s.csv --group-by a{99999999999999999999}": "is not a regular expression",
+    "split ~nobody-has-this-name/x --out s.csv": "There is no folder ~nobody-has-this-name/x",
+    f"check {'x' * 300}": "xxx",
+    f"predict {'x' * 300} BIRDS": "xxx",
     "train BIRDS --out run --epoch 3 --recipe article": "Unknown option: --epoch. Did you mean --e",
     "trian BIRDS": 'Unknown command "trian". Did you mean "train"?',
     "recipe best": "There is no recipe 'best'",
@@ -179,6 +184,9 @@ def test_a_mistake_gets_one_sentence(
         (tmp_path / "broken" / kind).mkdir(parents=True)
         for number in range(10):
             (tmp_path / "broken" / kind / f"{number}.jpg").write_text("<html>" * number)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "environment.json").touch()
+    (tmp_path / "begun" / "recipe.json").touch()
     for file in ("loose/1.jpg", "one/ant/1.jpg", "gap/ant/1.jpg", "file", "full/x"):
         (tmp_path / file).touch()
     (tmp_path / "wrong.toml").write_text("epoch = 3")
@@ -264,6 +272,18 @@ def test_whoever_leaves_a_pipe_gets_no_traceback(tmp_path: Path) -> None:
     command = f"{sys.executable} -m fieldmark recipe article | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="it is Linux' own")
+def test_a_full_standard_output_is_told() -> None:
+    command = [sys.executable, "-m", "fieldmark", "recipe", "article"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert (
+        done.stderr == "Standard output cannot be written (No space left on device): make room "
+        "there.\n"
+    )
 
 
 def test_settings_of_keras_that_do_not_fit_are_named(fieldmark: Command, tmp_path: Path) -> None:

@@ -235,6 +235,17 @@ def test_only_photos_that_both_hold_out_count(made: Made) -> None:
         quick("a", "d")
 
 
+@pytest.mark.parametrize("large", [8, 20])
+def test_where_large_groups_weigh_against_most_neither_is_better(made: Made, large: int) -> None:
+    first, other = pattern(0, large, 8, 0)
+    groups = ["g"] * large + [""] * 8
+    (found,) = quick(made("a", first, groups=groups), made("b", other, groups=groups)).differences
+    assert found.p == pytest.approx(2 * 10 / 2**9)  # eight of nine groups
+    assert not found.larger_than_chance
+    assert "differ by more than chance makes (p = 0.039) on the same" in found.sentence
+    assert "but not to one side" in found.sentence
+
+
 def test_a_split_can_be_named(made: Made) -> None:
     made("a", [True] * 4, split="test")
     made("b", [True] * 4, split="test")

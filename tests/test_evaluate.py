@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from conftest import Command
-from fieldmark import draw, evaluate, inference, predictions, split
+from fieldmark import draw, evaluate, inference, predictions, split, train
 from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
 from fieldmark.run import Run
@@ -87,6 +87,10 @@ def test_new_photos_alone_leave_the_decision_as_it_was(run: Run, tmp_path: Path)
     other = draw.birds(tmp_path / "other", per_class=3, size=32, seed=9)
     assert {*evaluate.evaluate(run.folder, other)["splits"]} == {"new"}
     assert run.decision.read_bytes() == decision
+    found = json.loads(run.metrics.read_text())
+    assert found["decision"] == json.loads(decision)
+    assert found["temperature"] is None  # of which an interval could be had
+    assert found["splits"]["new"]["figures"]["calibrated_log_loss"] is not None
 
 
 def test_the_same_bytes_on_both_sides_count_as_trained_on(
@@ -101,9 +105,41 @@ def test_the_same_bytes_on_both_sides_count_as_trained_on(
     split.write(run.split, rows)
     facts = json.loads(run.environment.read_text())
     run.environment.write_text(json.dumps({**facts, "photos": str(leaked)}))
-    assert trained.sha256 not in {
-        row.sha256 for row in evaluate.given(run, leaked) if row.path != rows[at].path
-    }
+    assert trained.sha256 not in {row.sha256 for row in evaluate.given(run, leaked)}
+    assert len(evaluate.own(run)) == sum(row.split == "validation" for row in rows) - 1
+
+
+def test_other_weights_make_an_evaluation_anew_necessary(run: Run) -> None:
+    evaluate.evaluate(run.folder)
+    train.save_best(run, Trained.load(run).network)
+    assert not run.predictions.exists()
+    assert not run.metrics.exists()
+    assert not run.decision.exists()
+
+
+def test_a_damaged_file_of_the_run_is_one_sentence(run: Run, tmp_path: Path) -> None:
+    evaluate.evaluate(run.folder)
+    found = evaluate.evaluate(run.folder)
+    classes = run.classes.read_text()
+    run.classes.write_text(classes.removesuffix("\n"))  # as some editors do
+    assert evaluate.evaluate(run.folder) == found
+    first, *rest = classes.splitlines(keepends=True)
+    for damaged in ("".join(rest), classes + "Owl\n", first + classes, ""):
+        run.classes.write_text(damaged)
+        with pytest.raises(FieldmarkError, match="does not name each of the 4 classes of"):
+            evaluate.evaluate(run.folder)
+    run.classes.write_text("".join(["Owl\n", *rest]))
+    with pytest.raises(FieldmarkError, match=f"has photos of {first.strip()}, and"):
+        evaluate.evaluate(run.folder)
+    run.classes.write_text(classes)
+    content = bytearray(run.best.read_bytes())
+    content[len(content) // 2] ^= 1
+    run.best.write_bytes(content)
+    with pytest.raises(FieldmarkError, match="cannot be read as a Keras model"):
+        evaluate.evaluate(run.folder)
+    run.decision.write_bytes(b"\xff\xfe")
+    with pytest.raises(FieldmarkError, match=r"no temperature and threshold|cannot be read"):
+        run.read_decision()
 
 
 def test_photos_that_were_moved_are_found_where_they_are_now(

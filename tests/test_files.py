@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fieldmark import files
 from fieldmark.errors import FieldmarkError
 from fieldmark.files import cache_folder, refuse_existing, whole_file, whole_folder
 
@@ -115,6 +116,19 @@ def test_what_is_kept_lies_where_it_is_told(
             monkeypatch.setenv("FIELDMARK_CACHE", none)
         assert cache_folder().is_absolute()
         assert "fieldmark" in cache_folder().parts
+
+
+def test_only_a_tilde_that_means_a_home_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert files.expanded("~/a") == Path("/home/me/a")
+    for name in ("~x.jpg", "~nobody-has-this-name/a", "a/~"):
+        assert files.expanded(name) == Path(name)
+
+
+def test_where_nobody_may_look_nothing_is(tmp_path: Path) -> None:
+    long = tmp_path / ("a" * 300)  # Path's own raises
+    assert not files.is_file(long)
+    assert not files.is_folder(long)
 
 
 def test_a_device_and_a_pipe_are_not_replaced(tmp_path: Path) -> None:

@@ -99,6 +99,16 @@ def test_a_file_of_something_else_is_refused_and_stays(tmp_path: Path, content: 
     assert place.read_bytes() == content
 
 
+def test_changed_line_ends_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    written(path, [answer("/a.jpg")])
+    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n"))
+    before = path.read_bytes()
+    with pytest.raises(FieldmarkError, match="has changed the line ends"):
+        written(path, [answer("/b.jpg")])
+    assert path.read_bytes() == before
+
+
 def test_another_model_is_refused(tmp_path: Path) -> None:
     place = tmp_path / "a.csv"
     written(place, [answer("/a.jpg")])

@@ -50,9 +50,9 @@ def test_what_lies_at_a_url_is_fetched_once(shelf: Any, capsys: pytest.CaptureFi
     folder = remote.near("memory://photos")
     assert folder.name == "photos"
     assert listed(folder) == {"a/1.jpg": b"one", "b/2.jpg": b"two"}
-    assert "Fetching 2 files of memory://photos" in capsys.readouterr().out
+    assert "Fetching 2 files of memory://photos" in capsys.readouterr().err
     assert remote.near("memory://photos/") == folder
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     assert remote.origin(folder) == "memory://photos"
 
 
@@ -65,7 +65,7 @@ def test_only_what_was_changed_is_fetched_again(
     shelf.rm("/photos/3.jpg")
     capsys.readouterr()
     assert listed(remote.near("memory://photos")) == {"1.jpg": b"one", "2.jpg": b"another"}
-    assert "Fetching 1 files" in capsys.readouterr().out
+    assert "Fetching 1 files" in capsys.readouterr().err
 
 
 def test_a_single_file_is_had_as_one(shelf: Any) -> None:
@@ -182,7 +182,7 @@ def test_a_run_from_a_store_into_a_store(fieldmark: Command, s3: dict[str, str])
     words = ("train", "s3://lake/birds", "--out", "s3://lake/runs/first", *WORDS)
     found = fieldmark(*words, **s3)
     assert found.returncode == 0, found.stderr
-    assert "Fetching" in found.stdout
+    assert "Fetching" in found.stderr
     program = "import fsspec; print(*fsspec.filesystem('s3').find('lake/runs/first'))"
     there = subprocess.run(
         [sys.executable, "-c", program],

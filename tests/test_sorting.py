@@ -52,6 +52,24 @@ def test_names_that_collide_get_a_number_and_twice_makes_nothing_twice(
     assert place.samefile(photos[1]) is (how != "copy")
 
 
+@pytest.mark.parametrize("how", HOWS)
+def test_a_name_that_another_process_takes_meanwhile_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: How
+) -> None:
+    path = photo(tmp_path / "in", "a.jpg", b"ours")
+    lexists = os.path.lexists
+
+    def looked(place: Path) -> bool:
+        found = lexists(place)
+        if not found and Path(place).name == "a.jpg":
+            photo(tmp_path / "out", "rose/a.jpg", b"theirs")
+        return found
+
+    monkeypatch.setattr(os.path, "lexists", looked)
+    Target(tmp_path / "out", how).put(path, "rose")
+    assert contents(tmp_path / "out") == {"rose/a.jpg": b"theirs", "rose/a-2.jpg": b"ours"}
+
+
 def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
     path = photo(tmp_path / "in", "a.jpg", b"new")
     photo(tmp_path / "out", "rose/a.jpg", b"old")

@@ -605,7 +605,8 @@ def test_a_split_is_made_and_extended(
     assert len(second) == len(first) + 4
     printed = capsys.readouterr().out
     assert (
-        f"{out} exists: its 44 photos keep their places; the shares hold for new ones." in printed
+        f"{out} exists: its 44 photos keep their places; new ones fill up the shares of all."
+        in printed
     )
     assert "4 new (" in printed
     assert second[0].path == left
@@ -641,11 +642,14 @@ def test_places_where_no_split_can_lie_are_refused_before_any_work(tmp_path: Pat
     (tmp_path / "table.csv").write_text("path,label\n", encoding="utf-8")
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     (tmp_path / "empty.csv").touch()
+    header = "path,label,split,group,sha256"
+    (tmp_path / "more.csv").write_text(f"{header},note\n", encoding="utf-8")
     for name, reason in {
         "none/split.csv": "none: make it first",
         ".": "is a folder: name a file",
         "pipe.csv": "is a pipe: name a file",
         "table.csv": "exists and is no split: name another file",
+        "more.csv": r"has columns that no split has \(note\), which would be lost",
         "photo.jpg": "exists and is no split: name another file",
         "empty.csv": "exists and is no split: name another file",
         "photo.jpg/split.csv": r"cannot be written \(Not a directory\)",

@@ -59,6 +59,7 @@ def test_a_row_may_be_shorter_or_end_in_empty_cells(tmp_path: Path) -> None:
     [
         ("", "has no columns path and label in its first line"),
         ("file,label\n", "has no columns path and label in its first line ('file,label')"),
+        ("file" * 50_000, "has no columns path and label in its first line"),
         ("path,label,path\n", "has two columns 'path'"),
         ("path,label\nant/1.png,a,b\n", "Line 2 of"),
         ("path,label\n1.png,a\n2.png,a,b\n", "has 3 cells and the first has 2: put a name that"),

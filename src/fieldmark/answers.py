@@ -24,6 +24,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
@@ -128,7 +129,7 @@ def predict(
     with ExitStack() as stack:
         written = [place for place in (kept, sort_into) if place is not None]
         source = stack.enter_context(
-            sources.opened(places, standard_input or sys.stdin.buffer, written=written)
+            sources.opened(places, standard_input or piped(), written=written)
         )
         classifier = model if isinstance(model, Classifier) else Classifier.load(model)
         writers: list[Write] = [account.add]
@@ -158,6 +159,11 @@ def predict(
             for write in writers:
                 write(rows)
     return account
+
+
+def piped() -> IO[bytes]:
+    """Return standard input; an empty one where the process was given none."""
+    return sys.stdin.buffer if sys.stdin is not None else BytesIO()
 
 
 def identity(classifier: Classifier) -> str:
@@ -258,6 +264,8 @@ def look(item: Item, *, classifier: Classifier) -> Look:
         return Look(item.path, None if photo is None else classifier.square(photo))
     except UnreadableImage as error:
         return Look(item.path, why=str(error))
+    except ValueError as error:  # a zero within its name
+        return Look(item.path, why=f"cannot be opened ({error})")
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP) and not item.named:
             return Look(item.path)  # a link that leads nowhere

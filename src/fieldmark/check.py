@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fieldmark import data, duplicates, images, quality, run, split
+from fieldmark import data, duplicates, files, images, quality, run, split
 from fieldmark.data import Photos
 from fieldmark.errors import FieldmarkError
 from fieldmark.findings import (
@@ -161,7 +161,7 @@ def _listed(root: Path) -> tuple[Photos, str]:
     try:
         return data.list_photos(root), ""
     except FieldmarkError as error:
-        if not root.is_dir():
+        if not files.is_folder(root):
             raise
         photos = data.list_loose(root)
         if not photos.paths and not any(each.kind == "unreadable" for each in photos.left_out):
@@ -193,7 +193,7 @@ def _left_out(photos: Photos) -> list[Seen]:
 
 def _records(place: Path) -> tuple[split.Record, ...]:
     """Read a split from its file, or from the run that it was made for."""
-    return split.read(run.open_run(place).split if place.is_dir() else place)
+    return split.read(run.open_run(place).split if files.is_folder(place) else place)
 
 
 def _unwritable(name: str) -> bool:

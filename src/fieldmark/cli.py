@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from fieldmark import console
+from fieldmark import console, files
 from fieldmark.bounds import Bounds
 from fieldmark.errors import FieldmarkError
 from fieldmark.recipe import SECTIONS, Network, Recipe, named, reasons
@@ -44,7 +45,7 @@ def _path(_: Any, tokens: Sequence[Token]) -> Path:
         raise FieldmarkError(
             f"{text} is a URL, and a folder or file of this machine is wanted here: copy it first."
         )
-    return Path(text).expanduser()
+    return files.expanded(text)
 
 
 def _source(hint: Any, tokens: Sequence[Token]) -> Path:
@@ -248,8 +249,14 @@ def split(
         Take Keras' own split instead, file for file: by chance alone.
     """
     from fieldmark.check import quick
+    from fieldmark.run import is_run
     from fieldmark.split import make
 
+    if is_run(out.parent):
+        raise FieldmarkError(
+            f"{out} lies in a run, which keeps the split that it was trained on: name a file "
+            "elsewhere."
+        )
     make(
         photos,
         out,
@@ -836,3 +843,9 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # whoever read along has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a file's has become a sentence: this is standard output's
+        if error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        errors.print(f"error: standard output cannot be written ({error.strerror}): make room.")
+        sys.exit(BAD_INPUT)

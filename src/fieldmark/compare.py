@@ -391,6 +391,11 @@ def _sentence(
             f"{better} is better than {worse} by {points} {same}, "
             f"which is more than chance makes ({_chance(p)})."
         )
+    if p < LEVEL:
+        return (
+            f"{first} and {other} differ by more than chance makes ({_chance(p)}) {same}, but not "
+            "to one side: more groups of photos are in favour of one, more photos not."
+        )
     if not gain:
         return f"{other} has as many right as {first} {same}; {shown}"
     return (

@@ -382,7 +382,7 @@ def _kept(path: Path, reads: Callable[[], T]) -> T:
     """Return what a file says that the training wrote, and that no other command can make."""
     try:
         return reads()
-    except (OSError, ValueError, TypeError, OverflowError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise FieldmarkError(
             f"{path} cannot be read ({getattr(error, 'strerror', None) or 'it is damaged'}): bring "
             "back the file that the training wrote, or train anew."

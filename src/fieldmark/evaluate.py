@@ -62,10 +62,10 @@ def evaluate(
             f"`fieldmark evaluate {run.folder} PHOTOS`."
         )
     table = predicted(run, classifier, rows)
-    found = metrics.measure(table, coverage=coverage)
+    found = metrics.measure(table, coverage=coverage, before=run.read_decision())
     predictions.write(run.predictions, table)
     run.write_json(run.metrics, found)
-    if found["decision"] is not None:
+    if "validation" in table.splits:
         run.write_json(run.decision, found["decision"])
     return found
 
@@ -73,9 +73,15 @@ def evaluate(
 def own(run: Run, *, elsewhere: Collection[str] = ()) -> list[Row]:
     """Return the photos that the run holds out; raise where they are not what they were.
 
-    Those of the sha256 in `elsewhere` are left out, as they were found at another place.
+    Those of the sha256 in `elsewhere` are left out, as they were found at another place, and those
+    of which the same bytes were trained on.
     """
-    held_out = [record for record in run.read_split() if record.split in HELD_OUT]
+    records = run.read_split()
+    trained = {record.sha256 for record in records if record.split == "training"}
+    asked = [record for record in records if record.split in HELD_OUT]
+    held_out = [record for record in asked if record.sha256 not in trained]
+    if leaked := len(asked) - len(held_out):
+        say(f"{leaked} of the photos held out were trained on too: they are left out.")
     rows = [as_row(record) for record in held_out if record.sha256 not in elsewhere]
     gone = [row.path for row in rows if not run.photo(row.path).is_file()]
     if gone:
@@ -139,6 +145,17 @@ def as_row(record: Record) -> Row:
     return Row(record.path, record.label, record.split, record.group, record.sha256)
 
 
+def numbered(run: Run, classifier: Trained, rows: Sequence[Row]) -> dict[str, int]:
+    """Return the number of each class; raise for a row of a class that is none of them."""
+    number = {name: label for label, name in enumerate(classifier.classes)}
+    if unknown := sorted({row.label for row in rows} - {*number}):
+        raise FieldmarkError(
+            f"{run.split} has photos of {', '.join(unknown)}, and {run.classes} does not: bring "
+            "back the files that the training wrote, or train anew."
+        )
+    return number
+
+
 def predicted(run: Run, classifier: Trained, rows: Sequence[Row]) -> Predictions:
     """Return the rows with the probabilities that the classifier gives each class."""
     logits = classifier.logits([run.photo(row.path) for row in rows])
@@ -146,7 +163,7 @@ def predicted(run: Run, classifier: Trained, rows: Sequence[Row]) -> Predictions
         raise FieldmarkError(
             f"{run.best} answers with no numbers: its weights are damaged, so train anew."
         )
-    number = {name: label for label, name in enumerate(classifier.classes)}
+    number = numbered(run, classifier, rows)
     return Predictions(
         classes=classifier.classes,
         paths=tuple(row.path for row in rows),

@@ -232,7 +232,7 @@ def placed(
 
 def split_file(place: str) -> Path:
     """Return the file of a split that is named by itself or by the run that it was made for."""
-    path = Path(place).expanduser()
+    path = files.expanded(place)
     if not path.exists():
         raise FieldmarkError(
             f"There is no split {place}: name `article`, `stratified`, a file that "

@@ -138,13 +138,28 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def is_file(path: Path) -> bool:
+    """Tell whether a file is there; where nobody may look, none is."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path's own raises there
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a folder is there; where nobody may look, none is."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path's own raises there
+
+
+def expanded(place: str | os.PathLike[str]) -> Path:
+    """Return a path with the home folder for a tilde that stands for one, else as it is."""
+    return Path(os.path.expanduser(place))  # noqa: PTH111 - Path's own refuses other tildes
+
+
 def cache_folder() -> Path:
     """Return where fieldmark keeps what can be had again: photos decoded, weights downloaded.
 
     It is the folder that FIELDMARK_CACHE names, or the system's place for caches.
     """
     if named := os.environ.get("FIELDMARK_CACHE"):
-        return Path(named).expanduser().absolute()
+        return expanded(named).absolute()
     import platformdirs
 
     return platformdirs.user_cache_path("fieldmark", appauthor=False)

@@ -72,6 +72,11 @@ class Ledger:
                 if whole or len(record) > longest:
                     had(*self._read(number, record))
                     self._end += len(record)
+        elif first.startswith(header.removesuffix(END) + b"\n"):
+            raise FieldmarkError(
+                f"Another program has changed the line ends of {self.path}: save it with those of "
+                "Windows, CR LF, or name another file."
+            )
         elif not header.startswith(first):
             raise FieldmarkError(
                 f"{self.path} was not begun by this model, or is no CSV of answers: name another "

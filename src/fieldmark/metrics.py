@@ -44,22 +44,30 @@ ROOM = 4_000_000  # numbers in one array: 32 MB
 
 
 def measure(
-    predictions: Predictions, *, coverage: float = 0.95, resamples: int = 1000, seed: int = 0
+    predictions: Predictions,
+    *,
+    coverage: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+    before: Decision | None = None,
 ) -> dict[str, Any]:
     """Return every figure of the predictions, by split, as JSON has it.
 
-    A figure that cannot be had is None: the recall of a class without photos, a calibrated one
-    without validation photos, an interval where all photos say the same.
+    Temperature and threshold are those of `before` where there are no validation photos. A figure
+    that cannot be had is None: the recall of a class without photos, a calibrated one without a
+    temperature, an interval where all photos say the same.
     """
     if resamples < 1:
         raise FieldmarkError(f"{resamples} resamples make no interval: take 1000.")
-    decision = decide(predictions, coverage=coverage)
+    validation = predictions.of("validation")
+    decision = decide(predictions, coverage=coverage) or before
     return {
         "classes": list(predictions.classes),
         "resamples": resamples,
         "seed": seed,
-        "temperature": decision
-        and _temperature_figure(predictions.of("validation"), decision, resamples, seed),
+        "temperature": _temperature_figure(validation, decision, resamples, seed)
+        if decision and len(validation)
+        else None,
         "decision": decision and decision.model_dump(),
         "splits": {
             split: _measured(predictions.of(split), decision, coverage, resamples, seed)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldmark import engines, images
+from fieldmark import engines, files, images
 from fieldmark.decision import Decision
 from fieldmark.engines import Engine
 from fieldmark.errors import FieldmarkError
@@ -53,7 +53,7 @@ class Classifier:
         `threads` is how many an export may compute on; without, its library takes what there is.
         """
         folder = Path(place)
-        if (folder / MANIFEST).is_file():
+        if files.is_file(folder / MANIFEST):
             return cls._of_export(folder, threads)
         if threads is not None:
             raise FieldmarkError(

@@ -10,11 +10,11 @@ import codecs
 import json
 import textwrap
 import tomllib
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fieldmark import files
 from fieldmark.errors import FieldmarkError
 
 Network = Literal[
@@ -381,7 +381,7 @@ def named(name: str) -> Recipe:
     """Return the recipe of that name, or of the TOML or JSON file at that path."""
     if name in RECIPES:
         return RECIPES[name]
-    path = Path(name).expanduser()
+    path = files.expanded(name)
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:

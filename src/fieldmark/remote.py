@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fieldmark import files, locks
-from fieldmark.console import say, track
+from fieldmark.console import progress, track
 from fieldmark.errors import FieldmarkError
 
 HANDFUL = 64  # files that are fetched at a time, side by side
@@ -156,7 +156,7 @@ def fetched(store: Store, there: Mapping[str, str], folder: Path) -> Path:
         for name in known.keys() - there.keys():
             (folder / name).unlink(missing_ok=True)
         if wanted:
-            say(f"Fetching {len(wanted):,} files of {store.url}")
+            progress.print(f"Fetching {len(wanted):,} files of {store.url}", markup=False)
         done = {name: known[name] for name in known.keys() & there.keys() - {*wanted}}
         handfuls = [wanted[at : at + HANDFUL] for at in range(0, len(wanted), HANDFUL)]
         for some in track(handfuls, "Fetching"):
@@ -249,7 +249,7 @@ def kept(place: str | os.PathLike[str], *, role: str = "work") -> Iterator[Kept]
     Raises a FieldmarkError where another process of this machine works there in the same role.
     """
     if not is_url(place):
-        yield Kept(Path(place).expanduser(), None)
+        yield Kept(files.expanded(place), None)
         return
     url = os.fspath(place)
     work = Kept(mirror(url, role), Store.at(url))

@@ -456,7 +456,7 @@ def _refuse_place(path: Path, contents: Contents, ours: Path) -> None:
     if real.is_relative_to(folder) and real != Path(os.path.realpath(ours)):
         raise FieldmarkError(f"{path} lies in the run, which is only read: name a place elsewhere.")
     source = Path(str(contents.environment.get("photos") or os.devnull))
-    if source.is_dir():
+    if files.is_folder(source):
         files.refuse_among(path, [source])
         return
     # A CSV's photos may lie anywhere, beside other files.

@@ -21,7 +21,7 @@ from statistics import median
 from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
-from fieldmark import images, kernels, weights
+from fieldmark import files, images, kernels, weights
 from fieldmark.backend import devices, keras
 from fieldmark.console import duration
 from fieldmark.data import Photos
@@ -242,7 +242,7 @@ def network_of(start: str) -> str:
     """Tell from weights which network they are of; raise a FieldmarkError where they do not say."""
     if start == "imagenet":
         return "resnet50v2"
-    path = Path(start).expanduser()
+    path = files.expanded(start)
     if path.suffix == ".npz":
         return "bit_r50x1"
     if path.suffix == ".safetensors":
@@ -265,7 +265,7 @@ def side_of(start: str) -> int:
     if start == "imagenet":
         return FINETUNE.image_size
     try:
-        return open_run(Path(start).expanduser().parent).read_specification().size
+        return open_run(files.expanded(start).parent).read_specification().size
     except FieldmarkError:
         return 224
 

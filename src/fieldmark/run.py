@@ -210,7 +210,7 @@ class Run:
     def photo(self, path: str) -> Path:
         """Return where a photo of the split lies; of "", their folder."""
         source = self.read_source()
-        return (source.parent if source.is_file() else source) / path
+        return (source.parent if files.is_file(source) else source) / path
 
     def read_predictions(self) -> Predictions:
         """Return the predictions; raises a FieldmarkError where nobody made them."""
@@ -221,7 +221,8 @@ class Run:
         """Return temperature and threshold, where they were chosen."""
         if not self.decision.exists():
             return None
-        return Decision.from_json(self.decision.read_text(encoding="utf-8"))
+        with _kept(self.decision, "`fieldmark evaluate RUN` makes it anew"):
+            return Decision.from_json(self.decision.read_bytes())
 
     def require(self, file: Path, command: str) -> None:
         """Raise where a file of the run is not there, and say which command makes it."""
@@ -241,7 +242,8 @@ class Run:
         """Return the class names in the order of the labels."""
         with _kept(self.classes):
             # Not splitlines(), which parts names at signs such as the form feed as well.
-            return tuple(self.classes.read_text(encoding="utf-8").split("\n")[:-1])
+            text = self.classes.read_text(encoding="utf-8").removesuffix("\n")
+            return tuple(text.split("\n")) if text else ()
 
     def read_split(self) -> tuple[Record, ...]:
         """Return the rows of the split."""
@@ -254,15 +256,15 @@ class Run:
 
 
 @contextmanager
-def _kept(file: Path) -> Iterator[None]:
-    """Say in a sentence that a file cannot be read which the training wrote."""
+def _kept(
+    file: Path, cure: str = "bring back the file that the training wrote, or train anew"
+) -> Iterator[None]:
+    """Say in a sentence that a file of the run cannot be read."""
     try:
         yield
-    except (OSError, ValueError, TypeError) as error:
-        raise FieldmarkError(
-            f"{file} cannot be read ({getattr(error, 'strerror', None) or 'it is damaged'}): bring "
-            "back the file that the training wrote, or train anew."
-        ) from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or "it is damaged"
+        raise FieldmarkError(f"{file} cannot be read ({why}): {cure}.") from error
 
 
 def _epoch(line: bytes) -> Epoch:
@@ -301,7 +303,7 @@ def create(
 def is_run(folder: str | os.PathLike[str]) -> bool:
     """Tell whether a folder holds a run, of whichever version."""
     run = Run(Path(folder))
-    return run.environment.is_file() and run.recipe.is_file()
+    return files.is_file(run.environment) and files.is_file(run.recipe)
 
 
 def open_run(folder: str | os.PathLike[str]) -> Run:
@@ -309,7 +311,7 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
     run = Run(Path(folder))
     try:
         schema = json.loads(run.environment.read_text(encoding="utf-8"))["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FieldmarkError(
             f"{run.folder} is not a run folder: `fieldmark train PHOTOS --out RUN` makes one."
         ) from error

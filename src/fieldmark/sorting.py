@@ -53,13 +53,13 @@ class Target:
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         for place in _names(folder, os.path.basename(photo)):  # noqa: PTH119
-            if not os.path.lexists(place):
-                self._make(photo, place)
-                return
-            if self._is_there(photo, place):
+            if self._made(photo, place) or self._is_there(photo, place):
                 return
 
-    def _make(self, photo: str, place: Path) -> None:
+    def _made(self, photo: str, place: Path) -> bool:
+        """Copy or link a photo to a name, unless that is taken; say whether it is there now."""
+        if os.path.lexists(place):
+            return False
         try:
             if self.how == "symlink":
                 place.symlink_to(photo)
@@ -68,6 +68,13 @@ class Target:
             else:
                 with files.whole_file(place) as temporary:
                     shutil.copy2(photo, temporary)
+                    place.open("xb").close()  # so that no other process takes the name
+        except FileExistsError:
+            return False
+        except FieldmarkError as error:
+            if isinstance(error.__cause__, FileExistsError):
+                return False
+            raise
         except OSError as error:
             if error.errno == errno.EXDEV:
                 raise FieldmarkError(
@@ -76,6 +83,7 @@ class Target:
                 ) from error
             with files.writing(place):
                 raise
+        return True
 
     def _is_there(self, photo: str, place: Path) -> bool:
         """Say whether what has a name is this photo."""

@@ -17,6 +17,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -92,11 +93,23 @@ class Sources:
         for place in self.places:
             if place == STANDARD_INPUT:
                 if self._listed is not None:
-                    yield from _named_in(self._listed)
+                    yield from map(self._apart, _named_in(self._listed))
             elif place.is_dir():
                 yield from walk(place, written=self.written)
             else:
-                yield Item(os.path.abspath(place), named=True)  # noqa: PTH100 - keeps links
+                path = os.path.abspath(place)  # noqa: PTH100 - keeps links
+                yield self._apart(Item(path, named=True))
+
+    def _apart(self, item: Item) -> Item:
+        """Return a photo that was named; raise where it lies in a folder that is written."""
+        folder = _real(os.path.dirname(item.path))  # noqa: PTH120 - many photos
+        for place in self.written:
+            if folder.is_relative_to(_real(os.fspath(place))):
+                raise FieldmarkError(
+                    f"{item.path} lies in {place}, which is written, and photos are only read: "
+                    "write elsewhere."
+                )
+        return item
 
 
 @contextmanager
@@ -180,6 +193,11 @@ def _refuse_way(link: str, written: Sequence[Path]) -> None:
                 f"{link}, among the photos, is a link that leads to {place}, which is written: "
                 "write elsewhere, or take the link away."
             )
+
+
+@lru_cache(maxsize=1024)
+def _real(path: str) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def _in_order(entries: Iterable[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:

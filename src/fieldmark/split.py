@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 from rich.cells import cell_len
 
-from fieldmark import data, duplicates, files, strata
+from fieldmark import data, duplicates, files, strata, tables
 from fieldmark.console import say
 from fieldmark.data import (
     Photos,
@@ -39,7 +39,6 @@ from fieldmark.data import (
 )
 from fieldmark.errors import FieldmarkError
 from fieldmark.strata import Unit
-from fieldmark.tables import read_table
 
 SPLITS: tuple[Split, ...] = ("training", "validation", "test")
 NAMED = 5  # names that a sentence gives before it counts the rest
@@ -150,7 +149,7 @@ def make(
     write(path, records)
     if before:
         kept = _count(before, "photo")
-        say(f"{path} exists: its {kept} keep their places; the shares hold for new ones.")
+        say(f"{path} exists: its {kept} keep their places; new ones fill up the shares of all.")
         if differences := changes(before, photos, hashes):
             say(described(differences))
         if note := ungrouped(before, photos, differences, names):
@@ -249,7 +248,7 @@ def by_pattern(paths: Sequence[str], pattern: str) -> tuple[str, ...]:
     """
     try:
         expression = re.compile(unicodedata.normalize("NFC", pattern))
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise FieldmarkError(
             f"--group-by {pattern!r} is not a regular expression ({error}): "
             "'(.+)__' takes what stands before two underscores."
@@ -308,7 +307,7 @@ def read(path: Path) -> tuple[Record, ...]:
         raise FieldmarkError(f"{path} {data.SPECIAL[kind]}: name a file.")
     names = [each.name for each in fields(Record)]
     records, lines = list[Record](), dict[str, int]()
-    for line, row in read_table(path, names):
+    for line, row in tables.read_table(path, names):
         if not row["path"] or not row["label"]:
             raise FieldmarkError(f"Line {line} of {path} lacks a path or a label: fill it in.")
         word = split_word(row["split"])
@@ -652,6 +651,12 @@ def _earlier(path: Path, *, keras: bool) -> tuple[Record, ...]:
         head = file.read(1000).replace(b"\0", b"").lower()  # it may be in UTF-16
     if b"sha256" not in head:
         raise FieldmarkError(f"{path} exists and is no split: name another file.")
+    known = {field.name for field in fields(Record)}
+    if own := [name for name in tables.columns(path, ("path", "sha256")) if name not in known]:
+        raise FieldmarkError(
+            f"{path} exists and has columns that no split has ({', '.join(own)}), which would be "
+            "lost: name another file."
+        )
     return read(path)
 
 

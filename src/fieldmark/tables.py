@@ -54,6 +54,12 @@ def read_table(
     return rows
 
 
+def columns(path: Path, required: Sequence[str]) -> list[str]:
+    """Return the names in a CSV's first line; raises a FieldmarkError where it lacks one."""
+    _, names = _header(path, _text(path), required)
+    return names
+
+
 def _text(path: Path) -> str:
     """Return a CSV's text; its encoding is told by how it begins."""
     try:
@@ -81,7 +87,10 @@ def _header(path: Path, text: str, required: Sequence[str]) -> tuple[str, list[s
     """Return the separator by which the first line has the columns required, and all its names."""
     first = text.partition("\n")[0].partition("\r")[0]
     for separator in ",;\t":
-        cells = next(csv.reader([first], delimiter=separator), [])
+        try:
+            cells = next(csv.reader([first], delimiter=separator), [])
+        except csv.Error:  # it is longer than any header
+            continue
         columns = [cell.strip().casefold() for cell in cells]
         if {*required} <= {*columns}:
             break

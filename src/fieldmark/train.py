@@ -325,6 +325,8 @@ def save_best(run: Run, model: Any) -> None:
     with files.whole_file(run.best) as temporary:
         model.save(temporary)
         state.sync(temporary)
+        for file in (run.predictions, run.metrics, run.decision, run.diagnosis):
+            file.unlink(missing_ok=True)  # they are of other weights
 
 
 def probe(model: Any, recipe: Recipe, ours: Ours, run: Run, *, groups: Sequence[str]) -> None:

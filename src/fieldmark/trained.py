@@ -7,6 +7,8 @@ training (`evaluate`, `explain`, `diagnose`) comes through here, so that all of 
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ from fieldmark.threads import spread
 
 BATCH = 32  # photos; larger ones are no faster on a CPU, and take more memory
 
+DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError)  # of the archive that it is
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -49,12 +53,18 @@ class Trained:
         try:
             # Plain Keras layers; what is no such thing is refused, not run.
             network = keras.saving.load_model(run.best, compile=False, safe_mode=True)
-        except (ValueError, TypeError, OSError, KeyError) as error:
+        except (ValueError, TypeError, OSError, KeyError, EOFError, *DAMAGED) as error:
             raise FieldmarkError(
                 f"{run.best} cannot be read as a Keras model: bring back the file that the "
                 "training wrote, or train anew."
             ) from error
-        return cls(network, run.read_classes(), run.read_specification())
+        classes, answers = run.read_classes(), network.output.shape[-1]
+        if not len(set(classes)) == len(classes) == answers:
+            raise FieldmarkError(
+                f"{run.classes} does not name each of the {answers} classes of {run.best} once: "
+                "bring back the files that the training wrote, or train anew."
+            )
+        return cls(network, classes, run.read_specification())
 
     @cached_property
     def forward(self) -> Callable[[NDArray[Any]], NDArray[Any]]:

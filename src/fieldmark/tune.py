@@ -258,9 +258,9 @@ def local(recipe: Recipe) -> Recipe:
     """Return the recipe with paths that mean the same in another process."""
     changes = {}
     if recipe.weights not in ("", "imagenet"):
-        changes["weights"] = str(Path(recipe.weights).expanduser().absolute())
+        changes["weights"] = str(files.expanded(recipe.weights).absolute())
     if recipe.split not in ("auto", "article", "stratified"):
-        changes["split"] = str(Path(recipe.split).expanduser().absolute())
+        changes["split"] = str(files.expanded(recipe.split).absolute())
     return recipe.changed(**changes).resolved()
 
 
