@@ -280,9 +280,8 @@ def test_a_full_standard_output_is_told() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
-    assert (
-        done.stderr == "Standard output cannot be written (No space left on device): make room "
-        "there.\n"
+    assert done.stderr == (
+        "error: standard output cannot be written (No space left on device): make room.\n"
     )
 
 
