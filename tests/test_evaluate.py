@@ -129,7 +129,7 @@ def test_a_damaged_file_of_the_run_is_one_sentence(run: Run, tmp_path: Path) -> 
         with pytest.raises(FieldmarkError, match="does not name each of the 4 classes of"):
             evaluate.evaluate(run.folder)
     run.classes.write_text("".join(["Owl\n", *rest]))
-    with pytest.raises(FieldmarkError, match=f"has photos of {first.strip()}, and"):
+    with pytest.raises(FieldmarkError, match=f"has photos of {first.strip()}, which"):
         evaluate.evaluate(run.folder)
     run.classes.write_text(classes)
     content = bytearray(run.best.read_bytes())
@@ -137,7 +137,7 @@ def test_a_damaged_file_of_the_run_is_one_sentence(run: Run, tmp_path: Path) -> 
     run.best.write_bytes(content)
     with pytest.raises(FieldmarkError, match="cannot be read as a Keras model"):
         evaluate.evaluate(run.folder)
-    run.decision.write_bytes(b"\xff\xfe")
+    run.decision.write_bytes(b"\xff\xfe")  # which an evaluation would write anew
     with pytest.raises(FieldmarkError, match=r"no temperature and threshold|cannot be read"):
         run.read_decision()
 

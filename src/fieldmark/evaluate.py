@@ -15,6 +15,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fieldmark import data, metrics, predictions
 from fieldmark.console import say
@@ -62,10 +63,12 @@ def evaluate(
             f"`fieldmark evaluate {run.folder} PHOTOS`."
         )
     table = predicted(run, classifier, rows)
-    found = metrics.measure(table, coverage=coverage, before=run.read_decision())
+    judged = "validation" in table.splits  # else what was decided before stands
+    before = None if judged else run.read_decision()
+    found = metrics.measure(table, coverage=coverage, before=before)
     predictions.write(run.predictions, table)
     run.write_json(run.metrics, found)
-    if "validation" in table.splits:
+    if judged:
         run.write_json(run.decision, found["decision"])
     return found
 
@@ -145,30 +148,30 @@ def as_row(record: Record) -> Row:
     return Row(record.path, record.label, record.split, record.group, record.sha256)
 
 
-def numbered(run: Run, classifier: Trained, rows: Sequence[Row]) -> dict[str, int]:
-    """Return the number of each class; raise for a row of a class that is none of them."""
-    number = {name: label for label, name in enumerate(classifier.classes)}
+def labels_of(run: Run, rows: Sequence[Row]) -> NDArray[np.int64]:
+    """Return the number of each row's class, (n,); raise for a class that the run does not know."""
+    number = {name: label for label, name in enumerate(run.read_classes())}
     if unknown := sorted({row.label for row in rows} - {*number}):
         raise FieldmarkError(
-            f"{run.split} has photos of {', '.join(unknown)}, and {run.classes} does not: bring "
-            "back the files that the training wrote, or train anew."
+            f"{run.split} has photos of {', '.join(unknown)}, which {run.classes} does not name: "
+            "bring back the files that the training wrote, or train anew."
         )
-    return number
+    return np.array([number[row.label] for row in rows], np.int64)
 
 
 def predicted(run: Run, classifier: Trained, rows: Sequence[Row]) -> Predictions:
     """Return the rows with the probabilities that the classifier gives each class."""
+    labels = labels_of(run, rows)
     logits = classifier.logits([run.photo(row.path) for row in rows])
     if not np.isfinite(logits).all():
         raise FieldmarkError(
             f"{run.best} answers with no numbers: its weights are damaged, so train anew."
         )
-    number = numbered(run, classifier, rows)
     return Predictions(
         classes=classifier.classes,
         paths=tuple(row.path for row in rows),
         splits=tuple(row.split for row in rows),
-        labels=np.array([number[row.label] for row in rows], np.int64),
+        labels=labels,
         groups=tuple(row.group for row in rows),
         sha256=tuple(row.sha256 for row in rows),
         probabilities=softmax(logits),

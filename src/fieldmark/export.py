@@ -247,7 +247,7 @@ def photos_of(run: Run, trained: Trained) -> Held:
     return Held(
         split=split,
         squares=squares,
-        labels=np.array([trained.classes.index(row.label) for row in rows], np.int64),
+        labels=evaluate.labels_of(run, rows),
         odd=odd,
         reference=reference,
         odd_reference=in_both_ways(of_run(trained), odd),

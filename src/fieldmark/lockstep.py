@@ -46,7 +46,8 @@ def fits(network: Any, optimiser: Any) -> bool:
     return kernels.fits(network, optimiser) and all(
         kernels.plain_normalisation(layer)
         if isinstance(layer, layers.BatchNormalization)
-        else not (layer.trainable and layer.non_trainable_variables)
+        else len(layer.variables) == len(layer.weights)  # no state of what is drawn at random
+        and not (layer.trainable and layer.non_trainable_weights)  # nor a normalisation within
         for layer in network.layers
     )
 
