@@ -249,14 +249,14 @@ def test_nothing_is_written_among_the_photos(
     assert contents(photos) == before
 
 
-@pytest.mark.parametrize("listed", [True, False], ids=["listed", "named"])
+@pytest.mark.parametrize("how", ["listed", "named", "folder"])
 def test_photos_are_not_sorted_into_a_folder_that_they_lie_in(
-    classifier: Classifier, photos: Path, tmp_path: Path, listed: bool
+    classifier: Classifier, photos: Path, how: str
 ) -> None:
     named = sorted(photos.rglob("*.png"))
     before = contents(photos)
-    names = "\n".join(map(str, named)).encode() if listed else b""
-    places = [Path("-")] if listed else named
+    names = "\n".join(map(str, named)).encode() if how == "listed" else b""
+    places = {"listed": [Path("-")], "named": named, "folder": [photos / "a"]}[how]
     with pytest.raises(FieldmarkError, match="photos are only read: write elsewhere"):
         predict(classifier, places, sort_into=photos, standard_input=io.BytesIO(names))
     assert contents(photos) == before

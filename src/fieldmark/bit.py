@@ -152,6 +152,12 @@ class StdConv2D(keras.layers.Conv2D):  # type: ignore[misc]
         return super().convolution_op(inputs, ops.cast(kernel, self.compute_dtype))
 
 
+def kernel_of(layer: Any) -> Any:
+    """Return the kernel (h, w, in, out) that a convolution multiplies by."""
+    kernel = layer.kernel.value
+    return standardised(kernel) if isinstance(layer, StdConv2D) else kernel
+
+
 def standardised(kernel: Any) -> Any:
     """Shift and scale a kernel (h, w, in, out) to mean 0 and variance 1 for each channel out.
 

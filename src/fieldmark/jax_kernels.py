@@ -20,7 +20,7 @@ from typing import Any
 
 from fieldmark import backend, bit, kernels
 from fieldmark.backend import keras
-from fieldmark.kernels import Padded, Statistics, filled
+from fieldmark.kernels import Padded, Statistics, computed, filled
 
 layers = keras.layers
 
@@ -34,7 +34,7 @@ def stateless(network: Any) -> Stateless:
     and `training`, and returns the logits, the second of them as they are afterwards, and the
     penalties of layers.
     """
-    if backend.devices() or network.losses or not kernels.straight(network):
+    if backend.devices() or not kernels.straight(network):
         return partial(network.stateless_call, return_losses=True)
     return partial(forward, network)
 
@@ -70,21 +70,13 @@ def called(layer: Any, x: Any, statistics: Statistics) -> Any:
     return kernels.own(layer, x, statistics)
 
 
-def computed(layer: Any, x: Any) -> Any:
-    """Return an array or a variable in the precision in which a layer computes."""
-    return getattr(x, "value", x).astype(layer.compute_dtype)
-
-
 def convolution(layer: Any, x: Any) -> Any:
     """Convolve (n, h, w, c) -> (n, h', w', filters)."""
     from jax import lax
 
     x, padding = x if isinstance(x, Padded) else (x, ((0, 0), (0, 0)))
     x = computed(layer, x)
-    kernel = layer.kernel.value
-    if isinstance(layer, bit.StdConv2D):
-        kernel = bit.standardised(kernel)
-    kernel = computed(layer, kernel)
+    kernel = computed(layer, bit.kernel_of(layer))
     if layer.kernel_size == layer.strides == (1, 1) and padding == ((0, 0), (0, 0)):
         y = lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
     else:

@@ -49,17 +49,17 @@ def fits(network: Any, optimiser: Any) -> bool:
     single = all(
         layer.variable_dtype == layer.compute_dtype == "float32" for layer in network.layers
     )
-    plain = straight(network) and not network.losses
-    return single and plain and not optimiser.loss_scale_factor
+    return single and straight(network) and not optimiser.loss_scale_factor
 
 
 def straight(network: Any) -> bool:
     """Tell whether `forward` can run a network.
 
     Each layer must stand in it once, take what others put out and nothing else, and ask for no
-    penalty on its output.
+    penalty, neither on its weights nor on its output.
     """
-    if type(network) is not type(keras.Model(network.input, network.output)):
+    functional = type(keras.Model(network.input, network.output))
+    if type(network) is not functional or network.losses:
         return False
     known = {id(network.input)}
     for layer in network.layers[1:]:  # the first is the input; Keras lists them in order
@@ -210,6 +210,11 @@ def filled(x: Any) -> Any:
     if isinstance(x, list):
         return [filled(each) for each in x]
     return ops.pad(x.x, [(0, 0), *x.padding, (0, 0)]) if isinstance(x, Padded) else x
+
+
+def computed(layer: Any, x: Any) -> Any:
+    """Return a tensor or a variable in the precision in which a layer computes."""
+    return ops.cast(getattr(x, "value", x), layer.compute_dtype)
 
 
 # A moving statistic, the batch's value of it, and the share of the way to go towards that.

@@ -102,13 +102,7 @@ class Sources:
 
     def _apart(self, item: Item) -> Item:
         """Return a photo that was named; raise where it lies in a folder that is written."""
-        folder = _real(os.path.dirname(item.path))  # noqa: PTH120 - many photos
-        for place in self.written:
-            if folder.is_relative_to(_real(os.fspath(place))):
-                raise FieldmarkError(
-                    f"{item.path} lies in {place}, which is written, and photos are only read: "
-                    "write elsewhere."
-                )
+        _refuse_within(os.path.dirname(item.path), self.written)  # noqa: PTH120 - many photos
         return item
 
 
@@ -129,6 +123,8 @@ def opened(
             raise FieldmarkError(f"There is no photo {place}: name one, or a folder of them.")
         if place.is_dir() and not os.access(place, os.R_OK | os.X_OK):
             raise FieldmarkError(f"{place} cannot be read: change its rights.")
+    for folder in filter(Path.is_dir, places):
+        _refuse_within(os.fspath(folder), written)
     for place in written:
         files.refuse_among(place, [each for each in places if each != STANDARD_INPUT])
     if STANDARD_INPUT not in places:
@@ -192,6 +188,16 @@ def _refuse_way(link: str, written: Sequence[Path]) -> None:
             raise FieldmarkError(
                 f"{link}, among the photos, is a link that leads to {place}, which is written: "
                 "write elsewhere, or take the link away."
+            )
+
+
+def _refuse_within(folder: str, written: Sequence[Path]) -> None:
+    """Raise where photos lie in a folder that is written: copies of them would lie among them."""
+    for place in written:
+        if _real(folder).is_relative_to(_real(os.fspath(place))):
+            raise FieldmarkError(
+                f"The photos of {folder} lie in {place}, which is written, and photos are only "
+                "read: write elsewhere."
             )
 
 

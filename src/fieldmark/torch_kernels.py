@@ -22,7 +22,7 @@ from typing import Any
 
 from fieldmark import backend, bit, kernels
 from fieldmark.backend import keras
-from fieldmark.kernels import Figures, Padded, Precision, Statistics, Step, filled
+from fieldmark.kernels import Figures, Padded, Precision, Statistics, Step, computed, filled
 
 layers, ops = keras.layers, keras.ops
 
@@ -70,7 +70,8 @@ def called(layer: Any, x: Any, statistics: Statistics) -> Any:
     if kind in (layers.Conv2D, bit.StdConv2D) and kernels.plain_convolution(layer):
         return convolution(layer, x)
     x = filled(x)
-    several = kind is layers.BatchNormalization and x.numel() > x.shape[-1]  # it refuses one value
+    # PyTorch's kernel refuses a single value a channel.
+    several = kind is layers.BatchNormalization and x.numel() > x.shape[-1]
     if several and kernels.plain_normalisation(layer):
         return normalisation(layer, x, statistics)
     if kind is layers.GroupNormalization and plain_groups(layer):
@@ -78,13 +79,6 @@ def called(layer: Any, x: Any, statistics: Statistics) -> Any:
     if kind is layers.MaxPooling2D and kernels.plain_pooling(layer):
         return pooling(layer, x)
     return kernels.own(layer, x, statistics)
-
-
-def computed(layer: Any, x: Any) -> Any:
-    """Return a tensor or a variable in the precision in which a layer computes."""
-    import torch
-
-    return getattr(x, "value", x).to(getattr(torch, layer.compute_dtype))
 
 
 def nchw(x: Any) -> Any:
@@ -107,10 +101,7 @@ def convolution(layer: Any, x: Any) -> Any:
             padding = (x.padding[0][0], x.padding[1][0])
         x = x.x if any(padding) else filled(x)
     x = computed(layer, x)
-    kernel = layer.kernel.value
-    if isinstance(layer, bit.StdConv2D):
-        kernel = bit.standardised(kernel)
-    kernel = computed(layer, kernel)
+    kernel = computed(layer, bit.kernel_of(layer))
     bias = computed(layer, layer.bias) if layer.use_bias else None
     if layer.kernel_size == layer.strides == (1, 1) and not any(padding):
         return torch.nn.functional.linear(x, kernel.reshape(kernel.shape[2:]).T, bias)

@@ -58,6 +58,7 @@ from fieldmark.loop import Keeper
 from fieldmark.plots import Language, Lettering
 from fieldmark.recipe import Recipe
 from fieldmark.run import Epoch, Run, create, is_run, open_run
+from fieldmark.trained import Trained
 
 Learn = Callable[..., object]  # as `loop.train`
 SAVE_EVERY = 300.0  # seconds between two states within an epoch
@@ -300,7 +301,7 @@ def teach(
     if fed.article is not None:
         numbers = predict_singly(model, seen)
     else:
-        best = keras.saving.load_model(run.best) if run.best.exists() else model
+        best = Trained.load(run).network if run.best.exists() else model
         numbers = inference.forward(best)(seen).argmax(axis=1).tolist()
     album.photos("predictions", "predictions", images, numbers)
 

@@ -7,8 +7,6 @@ training (`evaluate`, `explain`, `diagnose`) comes through here, so that all of 
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,10 +26,9 @@ from fieldmark.formats import UnreadableImage
 from fieldmark.images import ImageSpec
 from fieldmark.run import Run
 from fieldmark.threads import spread
+from fieldmark.weights import DAMAGED
 
 BATCH = 32  # photos; larger ones are no faster on a CPU, and take more memory
-
-DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError)  # of the archive that it is
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Trained:
         try:
             # Plain Keras layers; what is no such thing is refused, not run.
             network = keras.saving.load_model(run.best, compile=False, safe_mode=True)
-        except (ValueError, TypeError, OSError, KeyError, EOFError, *DAMAGED) as error:
+        except DAMAGED as error:
             raise FieldmarkError(
                 f"{run.best} cannot be read as a Keras model: bring back the file that the "
                 "training wrote, or train anew."

@@ -59,6 +59,11 @@ OLD_HEAD = "probs"  # its name when Keras' files were made (keras-applications 1
 LARGEST = 2_000_000_000  # bytes; the largest published file for these networks has 0.3e9
 TIMEOUT = 30  # seconds without a byte from the server
 MIB = 1 << 20
+# What Keras and the libraries under it raise for a file that is damaged, or is another.
+DAMAGED = (
+    *(OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -354,10 +359,9 @@ def _limit(path: Path, size: int) -> None:
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn what the libraries raise for a damaged file into one sentence."""
-    damaged = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, MemoryError)
     try:
         yield
-    except (*damaged, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FieldmarkError(
             f"{path} cannot be read as weights ({reason}): get the file again, or name another."
