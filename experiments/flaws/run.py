@@ -45,6 +45,7 @@ from fieldmark.run import open_run
 
 HERE = Path(__file__).parent
 SETTING = ("photos", "side", "width", "epochs", "precision", "backend")
+LOGGED = ("loss", "accuracy", "val_loss", "val_accuracy")  # of an epoch; the rest is the machine's
 Line = dict[str, Any]
 
 # ---- training -----------------------------------------------------------------------------------
@@ -106,7 +107,7 @@ def train(training: Training, photos: Path, setting: Line, out: Path) -> Line | 
     found = open_run(run)
     environment = json.loads(found.environment.read_text())
     log = [
-        {name: value and round(value, 5) for name, value in line.items()}
+        {name: line[name] and round(line[name], 5) for name in LOGGED}
         for line in found.read_log()
     ]
     line = {
