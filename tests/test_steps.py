@@ -88,7 +88,7 @@ def within() -> Any:
     """Build a network of which layers have layers within them, and one pools over rows alone."""
     from fieldmark.backend import keras
 
-    class Block(keras.layers.Layer):
+    class Block(keras.layers.Layer):  # type: ignore[misc]
         def build(self, shape: Any) -> None:
             self.norm = keras.layers.BatchNormalization()
             self.norm.build(shape)

@@ -107,7 +107,8 @@ def train(training: Training, photos: Path, setting: Line, out: Path) -> Line | 
     found = open_run(run)
     environment = json.loads(found.environment.read_text())
     log = [
-        {name: line[name] and round(line[name], 5) for name in LOGGED} for line in found.read_log()
+        {name: value and round(value, 5) for name, value in line.items() if name in LOGGED}
+        for line in found.read_log()
     ]
     line = {
         "accuracy": log[-1]["val_accuracy"],

@@ -24,7 +24,7 @@ from fieldmark.kernels import Padded, Statistics, computed, filled
 
 layers = keras.layers
 
-Stateless = Callable[..., tuple[Any, Sequence[Any], Sequence[Any]]]
+Stateless = partial[tuple[Any, Sequence[Any], Sequence[Any]]]
 
 
 def stateless(network: Any) -> Stateless:
