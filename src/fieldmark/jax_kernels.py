@@ -41,7 +41,7 @@ def stateless(network: Any) -> Stateless:
 
 def forward(
     network: Any, trained: Sequence[Any], others: Sequence[Any], images: Any, *, training: bool
-) -> tuple[Any, list[Any], list[Any]]:
+) -> tuple[Any, Sequence[Any], Sequence[Any]]:
     """Run a network whose layers ask for no penalties."""
     state = [
         *zip(network.trainable_variables, trained, strict=True),
