@@ -182,13 +182,14 @@ def load(
             client: Client = key.data
             try:
                 status = client.answered()
-            except ConnectionError:  # the server has closed it, with a request on its way
-                broken += 1
+            except ConnectionError:  # the server has closed it
                 waiting.unregister(client.socket)
                 client.socket.close()
                 client.connect()
                 waiting.register(client.socket, selectors.EVENT_READ, client)
-                client.ask(client.request, client.due)
+                if client not in idle:  # with a request on its way
+                    broken += 1
+                    client.ask(client.request, client.due)
                 continue
             if status:
                 taken.append(time.perf_counter() - client.due)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,36 @@ def test_it_may_be_asked_from_many_threads(written: Written, squares: Any) -> No
         answers = [*pool.map(lambda count: engine(squares[:count]), counts)]
     for count, found in zip(counts, answers, strict=True):
         np.testing.assert_allclose(found, expected[:count], atol=1e-6)
+
+
+def test_many_may_ask_at_once_where_they_share_the_threads(written: Written, squares: Any) -> None:
+    form, folder = written
+    engine = open_engine(folder, described(folder, form), streams=2)
+    expected = open_engine(folder, described(folder, form))(squares)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(engine, [squares] * 8):
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "seconds"), [("int8", 0.01), ("int8", 0), ("float32", 0.01)])
+def test_a_slow_network_in_int8_computes_batches_side_by_side(
+    written: Written, squares: Any, monkeypatch: pytest.MonkeyPatch, precision: str, seconds: float
+) -> None:
+    form, folder = written
+    monkeypatch.setattr(engines, "seconds_of", lambda *_: seconds)
+    monkeypatch.setattr(engines, "processors", lambda: 9)
+    it = described(folder, form).model_copy(update={"precision": precision})
+    engine, streams = engines.open_for_many(folder, it)
+    assert streams == (engines.MOST_STREAMS if precision == "int8" and seconds else 1)
+    np.testing.assert_allclose(engine(squares), open_engine(folder, it)(squares), atol=1e-6)
+
+
+def test_a_network_is_timed(squares: Any) -> None:
+    def engine(squares: Any) -> Any:
+        time.sleep(0.01)
+        return squares
+
+    assert 0.01 <= engines.seconds_of(engine, 8) < 1
 
 
 def test_a_signal_is_heard_after_networks_have_gone(written: Written) -> None:

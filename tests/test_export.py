@@ -170,7 +170,7 @@ def test_group_normalisation_is_near_the_exact_one(tmp_path: Path) -> None:
     off = {}
     for steady in (False, True):
         module.WRITE["onnx"](tmp_path, module.complete(trained, steady=steady), {})
-        engine, *_ = engines.OPEN["onnx"](tmp_path / "model.onnx", 1)
+        engine, *_ = engines.OPEN["onnx"](tmp_path / "model.onnx", 1, 1)
         off[steady] = abs(np.array(engine(squares), np.float64) - expected).max()
     assert off[True] < 3e-5
     assert off[False] > 3 * off[True]  # else ONNX Runtime has mended it, and `Steady` may go

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import shutil
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,11 @@ def by_colour(squares: NDArray[np.uint8]) -> Floats:
 
 
 def classifier(
-    place: Path, engine: Callable[[NDArray[np.uint8]], Floats] = by_colour
+    place: Path, engine: Callable[[NDArray[np.uint8]], Floats] = by_colour, streams: int = 1
 ) -> Classifier:
     return Classifier(
         place=place, backend="fake", classes=("red", "green", "blue"), specification=SPEC,
-        decision=None, engine=engine,
+        decision=None, engine=engine, streams=streams,
     )  # fmt: skip
 
 
@@ -76,6 +77,30 @@ def test_what_waits_goes_through_the_network_together(tmp_path: Path) -> None:
     assert sum(sizes) == 40
     assert max(sizes) <= 8
     assert len(sizes) < 40
+
+
+def test_what_waits_is_shared_out_among_the_streams(tmp_path: Path) -> None:
+    """Three batches are computed at once, and never four."""
+    sizes, left, together = list[int](), list[int](), threading.Barrier(3)
+    free = threading.Semaphore(3)
+
+    def engine(squares: NDArray[np.uint8]) -> Floats:
+        if sizes:  # not while the model is tried
+            assert free.acquire(blocking=False)
+            left.append(len(squares))
+            if len(left) <= 3:
+                together.wait(timeout=30)
+            free.release()
+        return by_colour(squares)
+
+    async def work(service: Service) -> Any:
+        service.looked_at = sizes.append
+        squares = np.full((30, 8, 8, 3), 9, np.uint8)
+        return await service.predict_squares(service.model, squares)
+
+    assert len(used(work, lambda: classifier(tmp_path, engine, streams=3), batch=8)) == 30
+    assert sizes[:3] == [8, 8, 8]
+    assert sum(sizes) == 30
 
 
 def test_what_nobody_waits_for_is_not_computed(tmp_path: Path) -> None:

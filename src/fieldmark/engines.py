@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from fieldmark.decision import SMALLEST
 from fieldmark.errors import FieldmarkError
 from fieldmark.manifest import Format, Manifest
+from fieldmark.threads import processors
 
 # Squares (n, size, size, 3), 0 to 255 -> the network's own probabilities (n, c).
 Engine = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
@@ -31,6 +33,9 @@ Engine = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
 Shape = tuple[int | None, ...]
 Opened = tuple[Callable[[NDArray[np.uint8]], Any], Shape, Shape]  # and the input's, the output's
 
+MOST_STREAMS = 4
+SLOW = 0.004  # seconds for a photo
+TRIES = 5
 MODEL = "model"
 ENTRY: dict[Format, str] = {  # what of the model's files is opened
     "openvino": f"{MODEL}.xml",
@@ -48,9 +53,12 @@ PACKAGE: dict[Format, tuple[str, str]] = {  # what opens it, and the extra that 
 }
 
 
-def open_engine(folder: Path, manifest: Manifest, *, threads: int | None = None) -> Engine:
+def open_engine(
+    folder: Path, manifest: Manifest, *, threads: int | None = None, streams: int = 1
+) -> Engine:
     """Open an export's model, to compute on so many threads, or on as many as the library takes.
 
+    OpenVINO computes so many batches at once as there are `streams`, each on its share of them.
     Raises a FieldmarkError where the library is missing, cannot read the file, or the file is of
     another size of photos or count of classes than the manifest.
     """
@@ -59,7 +67,7 @@ def open_engine(folder: Path, manifest: Manifest, *, threads: int | None = None)
     require(manifest.format)
     path = folder / ENTRY[manifest.format]
     try:
-        run, inputs, outputs = OPEN[manifest.format](path, threads)
+        run, inputs, outputs = OPEN[manifest.format](path, threads, streams)
     except FieldmarkError:
         raise
     except Exception as error:  # each library has classes of its own
@@ -75,6 +83,32 @@ def open_engine(folder: Path, manifest: Manifest, *, threads: int | None = None)
             f"{side} x {side} x 3 and {classes}: export the run anew."
         )
     return finished(run, classes)
+
+
+def open_for_many(folder: Path, manifest: Manifest) -> tuple[Engine, int]:
+    """Open an export's model for many who ask at once; also return how many batches at a time.
+
+    In int8 threads that share a photo wait for each other, so that each is better given a batch of
+    its own; but not where a photo is computed so soon that it costs more to hand it over. In
+    float32 all threads are worth it. docs/serve.md has the figures.
+    """
+    engine = open_engine(folder, manifest)
+    streams = min(processors(), MOST_STREAMS)
+    slow = manifest.precision == "int8" and seconds_of(engine, manifest.specification.size) > SLOW
+    if streams == 1 or not slow:
+        return engine, 1
+    return open_engine(folder, manifest, streams=streams), streams
+
+
+def seconds_of(engine: Engine, side: int) -> float:
+    """Return how long a grey square takes, at best."""
+    grey = np.full((1, side, side, 3), 128, np.uint8)
+    times = []
+    for _ in range(TRIES):
+        begun = time.perf_counter()
+        engine(grey)
+        times.append(time.perf_counter() - begun)
+    return min(times)
 
 
 def finished(run: Callable[[NDArray[np.uint8]], Any], classes: int) -> Engine:
@@ -128,8 +162,10 @@ def core() -> Any:
     return openvino().Core()
 
 
-def compiled(model: Any, threads: int | None) -> Callable[[NDArray[np.uint8]], Any]:
-    """Compile an OpenVINO model for one photo as soon as may be."""
+def compiled(
+    model: Any, threads: int | None = None, streams: int = 1
+) -> Callable[[NDArray[np.uint8]], Any]:
+    """Compile an OpenVINO model for so many batches at once, each as soon as may be."""
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         # Else bfloat16 where the processor has it: probabilities were off by 0.002.
@@ -137,6 +173,8 @@ def compiled(model: Any, threads: int | None) -> Callable[[NDArray[np.uint8]], A
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
+    if streams > 1:
+        settings["NUM_STREAMS"] = streams
     network = core().compile_model(model, "CPU", settings)
     own = threading.local()  # a request computes one batch at a time
 
@@ -148,16 +186,16 @@ def compiled(model: Any, threads: int | None) -> Callable[[NDArray[np.uint8]], A
     return run
 
 
-def _openvino(path: Path, threads: int | None) -> Opened:
+def _openvino(path: Path, threads: int | None, streams: int) -> Opened:
     model = core().read_model(path)
     inputs, outputs = (
         tuple(None if side.is_dynamic else side.get_length() for side in port.partial_shape)
         for port in (model.input(0), model.output(0))
     )
-    return compiled(model, threads), inputs, outputs
+    return compiled(model, threads, streams), inputs, outputs
 
 
-def _onnx(path: Path, threads: int | None) -> Opened:
+def _onnx(path: Path, threads: int | None, _: int) -> Opened:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -173,7 +211,7 @@ def _onnx(path: Path, threads: int | None) -> Opened:
     return lambda squares: session.run([target.name], {source.name: squares})[0], inputs, outputs
 
 
-def _litert(path: Path, threads: int | None) -> Opened:
+def _litert(path: Path, threads: int | None, _: int) -> Opened:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path), num_threads=threads)
@@ -194,7 +232,7 @@ def _litert(path: Path, threads: int | None) -> Opened:
     return run, inputs, outputs
 
 
-def _saved_model(path: Path, threads: int | None) -> Opened:
+def _saved_model(path: Path, threads: int | None, _: int) -> Opened:
     _refuse_threads(threads)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
@@ -209,7 +247,7 @@ def _saved_model(path: Path, threads: int | None) -> Opened:
     )
 
 
-def _keras(path: Path, threads: int | None) -> Opened:
+def _keras(path: Path, threads: int | None, _: int) -> Opened:
     _refuse_threads(threads)
     from fieldmark.backend import keras
 
@@ -234,7 +272,7 @@ def _refuse_threads(threads: int | None) -> None:
         )
 
 
-OPEN: dict[Format, Callable[[Path, int | None], Opened]] = {
+OPEN: dict[Format, Callable[[Path, int | None, int], Opened]] = {
     "openvino": _openvino,
     "onnx": _onnx,
     "litert": _litert,

@@ -44,17 +44,22 @@ class Classifier:
     specification: ImageSpec
     decision: Decision | None
     engine: Engine
+    streams: int = 1  # how many batches it is best asked for at once
     network: Any = None  # Keras', of a run
 
     @classmethod
-    def load(cls, place: str | os.PathLike[str], *, threads: int | None = None) -> Classifier:
+    def load(
+        cls, place: str | os.PathLike[str], *, threads: int | None = None, many: bool = False
+    ) -> Classifier:
         """Open a run or an export; raises a FieldmarkError for anything else.
 
         `threads` is how many an export may compute on; without, its library takes what there is.
+        With `many`, which takes all threads, it is for many who ask at once, and may take longer
+        for one who asks alone.
         """
         folder = Path(place)
         if files.is_file(folder / MANIFEST):
-            return cls._of_export(folder, threads)
+            return cls._of_export(folder, threads, many)
         if threads is not None:
             raise FieldmarkError(
                 f"{folder} is no export, and Keras takes its threads from the whole process: "
@@ -63,16 +68,21 @@ class Classifier:
         return cls._of_run(folder)
 
     @classmethod
-    def _of_export(cls, folder: Path, threads: int | None) -> Classifier:
+    def _of_export(cls, folder: Path, threads: int | None, many: bool) -> Classifier:
         manifest = Manifest.read(folder)
         manifest.verify(folder)
+        if many:
+            engine, streams = engines.open_for_many(folder, manifest)
+        else:
+            engine, streams = engines.open_engine(folder, manifest, threads=threads), 1
         return cls(
             place=folder,
             backend=manifest.format,
             classes=manifest.classes,
             specification=manifest.specification,
             decision=manifest.decision,
-            engine=engines.open_engine(folder, manifest, threads=threads),
+            engine=engine,
+            streams=streams,
         )
 
     @classmethod

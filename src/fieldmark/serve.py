@@ -61,7 +61,7 @@ def serve(
         asyncio.run(
             run(
                 listener,
-                load or (lambda: Classifier.load(place)),
+                load or (lambda: Classifier.load(place, many=True)),
                 name=name,
                 key=key,
                 bounds=bounds or Bounds(),

@@ -2,9 +2,10 @@
 
 In: what loads a `Classifier`, and photos of many requests at once. Out: a `Service`, whose answers
 are awaited. Photos are read on a thread a processor; those that are waiting then go through the
-network together, and nobody waits for a batch to fill. What there is no room for is refused at
-once. A new model takes over when it has been loaded and tried; photos that were read for the old
-one are answered by the old one. `fieldmark serve` puts HTTP before it.
+network together, in as many batches at once as the model has streams, and nobody waits for a batch
+to fill. What there is no room for is refused at once. A new model takes over when it has been
+loaded and tried; photos that were read for the old one are answered by the old one. `fieldmark
+serve` puts HTTP before it.
 """
 
 from __future__ import annotations
@@ -130,12 +131,14 @@ class Service:
         self.looked_at: Callable[[int], None] = lambda _: None  # told the size of every batch
         self._load = load
         self._queue: deque[Waiting] = deque()
-        self._filled = asyncio.Event()
+        self._woken = asyncio.Event()  # there is a photo, or a stream is free
         self._readers = ThreadPoolExecutor(threads.processors(), "reader")
-        self._engine = ThreadPoolExecutor(1, "engine")  # the network has threads of its own
+        self._at_work: set[asyncio.Task[None]] = set()
         self._swapping = asyncio.Lock()
         self._explainer: Explainer | None = None
         self.model = tried(load(), batch)
+        # The network has threads of its own.
+        self._engine = ThreadPoolExecutor(self.model.classifier.streams, "engine")
         self._task = asyncio.create_task(self._work())
 
     @property
@@ -222,36 +225,48 @@ class Service:
     async def _ask(self, model: Model, square: NDArray[np.uint8]) -> Answer:
         waiting = Waiting(model, square)
         self._queue.append(waiting)
-        self._filled.set()
+        self._woken.set()
         return await waiting.answer
 
     async def _work(self) -> None:
-        """Answer what is in the queue, batch after batch."""
-        loop = asyncio.get_running_loop()
+        """Have what is in the queue answered, as many batches at once as the model has streams."""
         while True:
-            await self._filled.wait()
-            batch = self._taken()
-            if not batch:
-                self._filled.clear()
+            await self._woken.wait()
+            self._woken.clear()
+            if not self._queue:
                 continue
+            streams = self._queue[0].model.classifier.streams
+            # A stream that is at work finds its share when it is free.
+            share = min(self.batch, -(-len(self._queue) // streams))
+            while len(self._at_work) < streams and (batch := self._taken(share)):
+                task = asyncio.create_task(self._answer(batch))
+                self._at_work.add(task)
+                task.add_done_callback(self._done)
+
+    async def _answer(self, batch: Sequence[Waiting]) -> None:
+        """Have photos answered together."""
+        loop, engine = asyncio.get_running_loop(), batch[0].model.classifier.answers
+        try:
             self.looked_at(len(batch))
             squares = np.stack([each.square for each in batch])  # (n, size, size, 3)
-            engine = batch[0].model.classifier.answers
-            try:
-                answers = await loop.run_in_executor(self._engine, engine, squares)
-            except Exception as error:  # whoever asked is told; the next go on
-                for each in batch:
-                    if not each.answer.done():
-                        each.answer.set_exception(error)
-                continue
-            for each, answer in zip(batch, answers, strict=True):
+            answers = await loop.run_in_executor(self._engine, engine, squares)
+        except Exception as error:  # whoever asked is told; the next go on
+            for each in batch:
                 if not each.answer.done():
-                    each.answer.set_result(answer)
+                    each.answer.set_exception(error)
+            return
+        for each, answer in zip(batch, answers, strict=True):
+            if not each.answer.done():
+                each.answer.set_result(answer)
 
-    def _taken(self) -> list[Waiting]:
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._at_work.remove(task)
+        self._woken.set()
+
+    def _taken(self, most: int) -> list[Waiting]:
         """Take the next photos of one model off the queue, those left out that nobody waits for."""
         batch: list[Waiting] = []
-        while self._queue and len(batch) < self.batch:
+        while self._queue and len(batch) < most:
             if batch and self._queue[0].model is not batch[0].model:
                 break
             each = self._queue.popleft()
