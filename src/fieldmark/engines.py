@@ -88,15 +88,16 @@ def open_engine(
 def open_for_many(folder: Path, manifest: Manifest) -> tuple[Engine, int]:
     """Open an export's model for many who ask at once; also return how many batches at a time.
 
-    In int8 threads that share a photo wait for each other, so that each is better given a batch of
-    its own; but not where a photo is computed so soon that it costs more to hand it over. In
-    float32 all threads are worth it. docs/serve.md has the figures.
+    In int8 threads that share a photo wait for each other, which is better done by none: where a
+    photo takes its time, each thread has a batch of its own, and where it does not, one does it
+    all. In float32 all are worth it. docs/serve.md has the figures.
     """
     engine = open_engine(folder, manifest)
-    streams = min(processors(), MOST_STREAMS)
-    slow = manifest.precision == "int8" and seconds_of(engine, manifest.specification.size) > SLOW
-    if streams == 1 or not slow:
+    if (manifest.format, manifest.precision) != ("openvino", "int8"):
         return engine, 1
+    if seconds_of(engine, manifest.specification.size) < SLOW:
+        return open_engine(folder, manifest, threads=1), 1
+    streams = min(processors(), MOST_STREAMS)
     return open_engine(folder, manifest, streams=streams), streams
 
 
