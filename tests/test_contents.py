@@ -283,7 +283,11 @@ def unnumber(found: Json) -> None:
     found["splits"]["test"]["figures"]["accuracy"]["value"] = float("nan")
 
 
-@pytest.mark.parametrize("damage", [drop, shrink, rename, reorder, mistype, unnumber])
+def negate(found: Json) -> None:
+    found["splits"]["test"]["confusion"][0][0] = -1
+
+
+@pytest.mark.parametrize("damage", [drop, shrink, rename, reorder, mistype, unnumber, negate])
 def test_damaged_figures_are_one_sentence(full: Run, damage: Callable[[Json], None]) -> None:
     found = json.loads(full.metrics.read_text(encoding="utf-8"))
     damage(found)

@@ -60,6 +60,23 @@ def test_links_are_followed_after_all_others_and_each_folder_is_entered_once(
     assert below(photos) == ["3.jpg", "z/1.jpg", "a/2.jpg"]
 
 
+def test_what_is_above_a_link_is_above_where_it_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touched(tmp_path, "here/1.jpg", "there/in/2.jpg", "there/3.jpg")
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "there" / "in")
+    monkeypatch.chdir(tmp_path / "here")
+    for places, expected in (
+        (["link/.."], ["there/3.jpg", "there/in/2.jpg"]),
+        (["../here/link/.."], ["there/3.jpg", "there/in/2.jpg"]),
+        (["link/../3.jpg", "link/2.jpg"], ["there/3.jpg", "here/link/2.jpg"]),
+    ):
+        with opened([Path(place) for place in places], io.BytesIO()) as found:
+            assert [os.path.relpath(item.path, tmp_path) for item in found] == expected
+    items = listed(b"link/../3.jpg\nlink/2.jpg\n")
+    assert [os.path.relpath(item.path, tmp_path) for item in items] == expected
+
+
 def test_it_lists_the_files_that_the_training_s_listing_accounts_for(tmp_path: Path) -> None:
     touched(tmp_path, "a/1.jpg", "a/.h", "b/c/2.png", "b/3.txt", ".d/4.jpg", "desktop.ini")
     (tmp_path / "b" / "away").symlink_to("nowhere")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
@@ -129,7 +129,7 @@ class Measured(_Part):
     figures: dict[str, Figure]
     commonest: Commonest
     classes: list[OneClass]
-    confusion: list[list[int]]
+    confusion: list[list[NonNegativeInt]]
     reliability: list[Bin]
     risk_coverage: list[Trade]
     refused: Refused | None = None

@@ -42,6 +42,19 @@ class Item(NamedTuple):
     skipped: bool = False  # it is none and never was meant as one: hidden, or a system's own
 
 
+def absolute(path: str) -> str:
+    """Return an absolute path without `..`; links stay what they are but before that.
+
+    What is above a link is above the folder that it leads to.
+    """
+    parts = path.split(os.sep)
+    if os.pardir in parts:
+        behind = parts[::-1].index(os.pardir)
+        above = os.path.realpath(os.sep.join(parts[: len(parts) - behind]))
+        path = os.sep.join([above, *parts[len(parts) - behind :]])
+    return os.path.abspath(path)  # noqa: PTH100 - which follows no link
+
+
 class Seen:
     """Which paths were had before; they are told by 64 bits, so a million take 8 MB.
 
@@ -97,7 +110,7 @@ class Sources:
             elif place.is_dir():
                 yield from walk(place, written=self.written)
             else:
-                path = os.path.abspath(place)  # noqa: PTH100 - keeps links
+                path = absolute(os.fspath(place))
                 yield self._apart(Item(path, named=True))
 
     def _apart(self, item: Item) -> Item:
@@ -144,7 +157,7 @@ def walk(folder: Path, *, written: Sequence[Path] = ()) -> Iterator[Item]:
     """
     around = {data.identity_of(above) for above in folder.resolve().parents}
     entered = set[tuple[int, int]]()
-    pending, links = [os.path.abspath(folder)], list[str]()  # noqa: PTH100 - keeps links
+    pending, links = [absolute(os.fspath(folder))], list[str]()
     while pending or links:
         linked = not pending
         place = heapq.heappop(links) if linked else pending.pop()
@@ -231,4 +244,4 @@ def _items(names: Iterable[bytes], separator: bytes) -> Iterator[Item]:
     for name in names:
         bare = name if separator == b"\0" else name.removesuffix(b"\r")  # as Windows ends lines
         if bare:
-            yield Item(os.path.abspath(os.fsdecode(bare)), named=True)  # noqa: PTH100
+            yield Item(absolute(os.fsdecode(bare)), named=True)
