@@ -47,11 +47,10 @@ def absolute(path: str) -> str:
 
     What is above a link is above the folder that it leads to.
     """
-    parts = path.split(os.sep)
+    parts = Path(path).parts if os.pardir in path else ()
     if os.pardir in parts:
-        behind = parts[::-1].index(os.pardir)
-        above = os.path.realpath(os.sep.join(parts[: len(parts) - behind]))
-        path = os.sep.join([above, *parts[len(parts) - behind :]])
+        above = len(parts) - parts[::-1].index(os.pardir)
+        path = str(Path(os.path.realpath(Path(*parts[:above])), *parts[above:]))
     return os.path.abspath(path)  # noqa: PTH100 - which follows no link
 
 
