@@ -50,6 +50,8 @@ def engine(squares):
 
 
 def load():
+    if options.pop("hang_up", False):
+        os.kill(os.getpid(), signal.SIGHUP)
     text = (place / "weights").read_text()
     if text == "cut off":
         raise FieldmarkError("The model is cut off: export it anew.")

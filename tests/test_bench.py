@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,21 @@ def test_every_process_has_ended(own: Run, told: Path) -> None:
 def test_a_model_that_cannot_answer_is_named(own: Run, told: Path, name: str, message: str) -> None:
     with pytest.raises(FieldmarkError, match=message):
         bench.bench(exported(own, name), rounds=1)
+
+
+def test_a_model_whose_process_has_died_is_named(
+    own: Run, told: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system does where memory is short, while another model has its turn."""
+
+    def measure(watched: Sequence[bench.Watched], _: int) -> None:
+        watched[0].process.kill()
+        watched[0].process.wait()
+        watched[0].ask("latency", 1)
+
+    monkeypatch.setattr(bench, "_measure", measure)
+    with pytest.raises(FieldmarkError, match="its process ended with -9"):
+        bench.bench(own.folder, rounds=1)
 
 
 def test_no_rounds_are_refused(own: Run) -> None:

@@ -64,6 +64,8 @@ def test_json_brings_it_back() -> None:
         ("{}", "temperature: Field required"),
         (GOOD.replace("2.0", '"2"'), "temperature"),
         (GOOD.replace("2.0", "0"), "temperature"),
+        (GOOD.replace("2.0", "1e-320"), "temperature"),
+        (GOOD.replace("2.0", "1e300"), "temperature"),
         (GOOD.replace("2.0", "NaN"), "temperature"),
         (GOOD.replace("0.6", "1.5"), "threshold"),
         (GOOD.replace("0.95", "0"), "coverage"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -143,6 +145,21 @@ def test_a_network_is_timed(squares: Any) -> None:
         return squares
 
     assert 0.01 <= engines.seconds_of(engine, 8) < 1
+
+
+def test_what_was_opened_stays_when_its_files_are_written_over(
+    written: Written, squares: Any, tmp_path: Path
+) -> None:
+    """By plain `cp`, which writes into the file that is there."""
+    form, folder = written
+    place = Path(shutil.copytree(folder, tmp_path / "model"))
+    engine = open_engine(place, described(place, form))
+    before = engine(squares)
+    for file in place.rglob("*"):
+        if file.is_file():
+            os.truncate(file, 0)
+    assert (engine(squares) == before).all()
+    assert (engine(squares[:3]) == open_engine(folder, described(folder, form))(squares[:3])).all()
 
 
 def test_a_signal_is_heard_after_networks_have_gone(written: Written) -> None:

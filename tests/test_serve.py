@@ -29,6 +29,8 @@ pytest.importorskip("python_multipart", reason="the extra serve is not installed
 pytest.importorskip("prometheus_client", reason="the extra serve is not installed")
 
 from conftest import ROOT
+from fieldmark.images import ImageSpec
+from fieldmark.predict import Classifier
 from served import (
     BLACK,
     COLOURS,
@@ -490,9 +492,44 @@ def test_a_key_that_is_empty_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         taken.listen()
         with pytest.raises(FieldmarkError, match="--port"):
             serve(tmp_path, port=taken.getsockname()[1])
-    for wrong in ({"host": "nowhere.invalid"}, {"port": 70_000}, {"port": -1}, {"name": "a/b"}):
+    for wrong in (
+        {"host": "nowhere.invalid"}, {"host": "a" * 70}, {"host": ".a"},
+        {"port": 70_000}, {"port": -1}, {"name": "a/b"},
+    ):  # fmt: skip
         with pytest.raises(FieldmarkError, match=str(*wrong.values())):
             serve(tmp_path, **wrong)
+    for key in ("\udcff", "a\nb"):
+        monkeypatch.setenv("FIELDMARK_API_KEY", key)
+        with pytest.raises(FieldmarkError, match="no header can carry"):
+            serve(tmp_path)
+
+
+def test_a_port_that_was_taken_while_the_model_was_loaded_is_said(tmp_path: Path) -> None:
+    from fieldmark.errors import FieldmarkError
+    from fieldmark.serve import serve
+
+    (tmp_path / "weights").write_text("first")
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+
+        def load() -> Classifier:
+            other.listen()
+            return Classifier(
+                place=tmp_path, backend="fake", classes=("a", "b"), decision=None,
+                specification=ImageSpec(
+                    size=8, mode="squash", interpolation="bilinear", scaling="0..255"
+                ),
+                engine=lambda squares: np.full((len(squares), 2), 0.5),
+            )  # fmt: skip
+
+        with pytest.raises(FieldmarkError, match="choose another with --port"):
+            serve(tmp_path, port=other.getsockname()[1], load=load)
+
+
+def test_a_key_may_end_its_line(start: Any) -> None:
+    server = start(environment={"FIELDMARK_API_KEY": "sesame\n"})
+    assert server.predict(photo(RED), **{"x-api-key": "sesame"}).status == 200
 
 
 def test_every_answer_has_the_headers_for_safety(server: Server) -> None:
@@ -693,6 +730,18 @@ def test_infer_is_bounded_too(server: Server) -> None:
             "POST", INFER, b"{}", headers={"inference-header-content-length": length}
         )
         assert (found.status, bool(found.error)) == (400, True)
+    often = json.dumps({"inputs": [many], "outputs": [{"name": "label"}] * 4}).encode()
+    assert server.ask("POST", INFER, often).status == 400
+
+
+def test_json_is_bounded_with_pixels_behind_it_too(start: Any) -> None:
+    server = start(bounds={"json_bytes": 1000})
+    tensor = {"name": "pixels", "shape": [1, 8, 8, 3], "datatype": "UINT8", "data": [1] * 192}
+    text = json.dumps({"inputs": [tensor]}).encode()
+    for body, status in ((text, 200), (text.ljust(1000), 200), (text.ljust(1001), 413)):
+        headers = {"inference-header-content-length": str(len(body))}
+        assert server.ask("POST", INFER, body, headers=headers).status == status
+        assert server.ask("POST", INFER, body).status == status
 
 
 # ---- stops, swaps, kills ------------------------------------------------------------------------
@@ -771,6 +820,12 @@ def test_a_damaged_model_leaves_the_old_one_serving(start: Any, weights: str | N
     file.write_text("first")
     server.process.send_signal(signal.SIGHUP)
     assert server.wait_for("swapped")["version"] == before["model"]["version"]
+
+
+def test_a_signal_to_load_anew_is_heard_while_the_first_is_loaded(start: Any) -> None:
+    server = start(hang_up=True)
+    assert server.wait_for("swapped")["version"]
+    assert server.predict(photo(RED)).status == 200
 
 
 def test_a_server_that_was_killed_starts_again_at_its_port(start: Any) -> None:

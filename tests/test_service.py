@@ -103,6 +103,40 @@ def test_what_waits_is_shared_out_among_the_streams(tmp_path: Path) -> None:
     assert sum(sizes) == 30
 
 
+def test_a_new_model_has_streams_of_its_own(tmp_path: Path) -> None:
+    """Four batches at once where there was one, and one where there were four."""
+    together, most = threading.Barrier(4), list[int]()
+    free = threading.Semaphore(4)
+
+    def of(streams: int) -> Classifier:
+        def engine(squares: NDArray[np.uint8]) -> Floats:
+            if squares.max() == 9:  # not while the model is tried
+                assert free.acquire(blocking=False)
+                most.append(free._value)
+                if streams == 4:
+                    together.wait(timeout=30)
+                free.release()
+            return by_colour(squares)
+
+        return classifier(tmp_path, engine, streams=streams)
+
+    models = iter([of(1), of(4), of(1)])
+
+    async def work(service: Service) -> Any:
+        squares = np.full((8, 8, 8, 3), 9, np.uint8)
+        first = service.model
+        second = await service.swap()
+        third = await service.swap()
+        asked = [service.predict_squares(model, squares) for model in (first, second, third)]
+        await asyncio.gather(*asked)
+
+    (tmp_path / "weights").write_text("same")
+    used(work, lambda: next(models), batch=2)
+    assert len(most) == 12
+    assert most[:4] == most[8:] == [3] * 4
+    assert sorted(most[4:8]) == [0, 1, 2, 3]
+
+
 def test_what_nobody_waits_for_is_not_computed(tmp_path: Path) -> None:
     seen: list[int] = []
 

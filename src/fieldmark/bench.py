@@ -211,7 +211,12 @@ def _process(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
         ) as process,
     ):
-        yield process, log
+        assert process.stdin is not None  # noqa: S101 - it is a pipe
+        try:
+            yield process, log
+        finally:
+            with suppress(BrokenPipeError):  # it ended before; `heard` says so
+                process.stdin.close()
 
 
 def heard(place: Path, process: subprocess.Popen[str], log: IO[str]) -> dict[str, Any]:

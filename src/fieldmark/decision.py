@@ -22,7 +22,8 @@ class Decision(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    temperature: float = Field(gt=0)  # above 1: the network was too sure of itself
+    # Above 1: the network was too sure of itself. Those that are looked for lie well within.
+    temperature: float = Field(ge=1e-3, le=1e3)
     threshold: float = Field(ge=0, le=1)  # of the largest calibrated probability
     coverage: float = Field(gt=0, le=1)  # the share of validation photos to be answered
     photos: int = Field(ge=1)  # the validation photos that both were found with

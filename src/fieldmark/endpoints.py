@@ -39,7 +39,7 @@ from fieldmark.formats import UnreadableImage, sniff
 from fieldmark.predict import Answer
 from fieldmark.service import Heat, Model, Refusal, Service
 from fieldmark.sheet import templates
-from fieldmark.uploads import RAW, Gone, photos_of, receive
+from fieldmark.uploads import RAW, Gone, photos_of, receive, too_long
 
 log = logging.getLogger("fieldmark.serve")
 
@@ -400,6 +400,8 @@ def protocol(desk: Desk) -> APIRouter:
         if given is not None and not (given.isdecimal() and len(given) < 12):
             raise Refusal(400, f"The header {JSON_LENGTH} is the number of bytes of JSON.")
         length = None if given is None else int(given)
+        if length is not None and length > bounds.json_bytes:
+            raise too_long(bounds.json_bytes)
         body = bytearray()
         with service.held.share() as take:
             most = bounds.json_bytes if length is None else bounds.body_bytes

@@ -154,13 +154,16 @@ def openvino() -> Any:
 
 @cache
 def core() -> Any:
-    """Return OpenVINO's core, the one of this process.
+    """Return OpenVINO's core, the one of this process; a model's file may change once it is read.
 
     Each core with a network gives the thread that made it a stack for signals and, when it goes,
     the one from before; cores that go in the order in which they came leave one that is freed, and
     the next signal ends the process. (OpenVINO 2026.4, `SigAltStackSetup` in its CPU plugin.)
     """
-    return openvino().Core()
+    found = openvino().Core()
+    # Else the weights stay in the file: who writes there changes the answers, or ends the process.
+    found.set_property({"ENABLE_MMAP": False})
+    return found
 
 
 def compiled(
@@ -215,7 +218,8 @@ def _onnx(path: Path, threads: int | None, _: int) -> Opened:
 def _litert(path: Path, threads: int | None, _: int) -> Opened:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=str(path), num_threads=threads)
+    # By its path the weights would stay in the file, as with OpenVINO.
+    interpreter = Interpreter(model_content=path.read_bytes(), num_threads=threads)
     interpreter.allocate_tensors()
     source, target = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     inputs, outputs = (_open_sides(port["shape_signature"]) for port in (source, target))

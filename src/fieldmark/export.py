@@ -109,7 +109,7 @@ def export(
     Raises a FieldmarkError where something is missing, where the export does not answer as the run
     does, and where the search finds nothing in its time; nothing is left of it then.
     """
-    refuse_asked(form, int8=int8, max_drop=max_drop, minutes=minutes)
+    refuse_asked(form, int8=int8, max_drop=max_drop, minutes=minutes, licence=licence)
     run = open_run(folder)
     precision: Precision = "int8" if int8 else "float32"
     place = Path(out) if out is not None else run.exports / (f"{form}-int8" if int8 else form)
@@ -183,7 +183,9 @@ def described(
 # ---- what is refused before anything is done ----------------------------------------------------
 
 
-def refuse_asked(form: Format, *, int8: bool, max_drop: float, minutes: float) -> None:
+def refuse_asked(
+    form: Format, *, int8: bool, max_drop: float, minutes: float, licence: str
+) -> None:
     """Raise for what cannot be had, and for packages that are not installed."""
     if form not in manifest.FORMATS:
         raise FieldmarkError(
@@ -198,6 +200,8 @@ def refuse_asked(form: Format, *, int8: bool, max_drop: float, minutes: float) -
         raise FieldmarkError(f"A drop of {max_drop:g} is no share: give 0 or more, below 1.")
     if not 0 < minutes < math.inf:
         raise FieldmarkError(f"{minutes:g} minutes are no time to search in: give more than 0.")
+    if not licence.isprintable():
+        raise FieldmarkError(f"The licence {licence!r} is no text: name one as SPDX does.")
     if form != "keras" and backend.name != "tensorflow":
         raise FieldmarkError(
             f"Keras computes with {backend.name}, and an export is written with TensorFlow: set "
@@ -218,7 +222,7 @@ def refuse_place(place: Path, run: Run, form: Format, precision: Precision) -> N
 
 def ours(place: Path, form: Format, precision: Precision) -> bool:
     """Tell whether a folder holds an export of the same kind, so that it may be replaced."""
-    if place.is_symlink() or not (place / MANIFEST).is_file():
+    if os.path.islink(place) or not files.is_file(place / MANIFEST):  # noqa: PTH114 - as there
         return False
     try:
         found = Manifest.read(place)

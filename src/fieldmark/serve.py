@@ -75,8 +75,13 @@ def checked(name: str) -> str | None:
     if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
         raise FieldmarkError(f"The name {name} is to be part of addresses: take letters and -.")
     key = os.environ.get(KEY)
-    if key is not None and not key.strip():
+    if key is None:
+        return None
+    key = key.strip()  # a file of secrets may end its line
+    if not key:
         raise FieldmarkError(f"{KEY} is empty: set it to a key, or unset it.")
+    if not key.isprintable():
+        raise FieldmarkError(f"{KEY} has what no header can carry: take letters and digits.")
     return key
 
 
@@ -90,17 +95,24 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise FieldmarkError(f"There is no address {host} with port {port}: {error}.") from error
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with bound(host, port):
             listener.bind(address)
-        except OSError as error:
-            raise FieldmarkError(
-                f"{host}:{port} cannot be listened at ({error}): choose another with --port."
-            ) from error
         yield listener
+
+
+@contextlib.contextmanager
+def bound(host: str, port: int) -> Iterator[None]:
+    """Turn an error of the operating system at a socket into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise FieldmarkError(
+            f"{host}:{port} cannot be listened at ({error}): choose another with --port."
+        ) from error
 
 
 async def run(
@@ -113,6 +125,16 @@ async def run(
     batch: int,
 ) -> None:
     """Serve at a socket until a signal comes."""
+    loop = asyncio.get_running_loop()
+    swaps: set[asyncio.Task[str]] = set()  # a task that nobody holds may vanish
+
+    def hang_up() -> None:
+        task = loop.create_task(swap(service, figures))
+        swaps.add(task)
+        task.add_done_callback(swaps.discard)
+
+    with contextlib.suppress(NotImplementedError, AttributeError):  # Windows has none
+        loop.add_signal_handler(signal.SIGHUP, hang_up)  # also for one that comes while it loads
     service = Service(load, bounds=bounds, batch=batch)
     figures = Figures(service, name)
     with logged():
@@ -129,24 +151,17 @@ async def run(
             timeout_graceful_shutdown=int(bounds.body_seconds + bounds.seconds) + 1,
         )
         server = Server(config)
-        loop = asyncio.get_running_loop()
-        swaps: set[asyncio.Task[str]] = set()  # a task that nobody holds may vanish
 
         def stop() -> None:
             service.stopping = True
             server.should_exit = True
 
-        def hang_up() -> None:
-            task = loop.create_task(swap(service, figures))
-            swaps.add(task)
-            task.add_done_callback(swaps.discard)
-
-        actions = {"SIGTERM": stop, "SIGINT": stop, "SIGHUP": hang_up}
         with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C ends it at once
-            for word, action in actions.items():
-                loop.add_signal_handler(getattr(signal, word), action)
-        listener.listen(BACKLOG)  # who comes from here on is answered
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, stop)
         host, port = listener.getsockname()[:2]
+        with bound(host, port):  # another one may have come first
+            listener.listen(BACKLOG)  # who comes from here on is answered
         if key is None and host not in LOOPBACK:
             say(f"Whoever reaches {host} may send photos: set {KEY} to ask for a key.")
         say(f"Serving at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C to stop)")

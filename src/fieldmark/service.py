@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fieldmark import images, threads
+from fieldmark import engines, images, threads
 from fieldmark.bounds import Bounds
 from fieldmark.errors import FieldmarkError
 from fieldmark.formats import UnreadableImage
@@ -138,7 +138,8 @@ class Service:
         self._explainer: Explainer | None = None
         self.model = tried(load(), batch)
         # The network has threads of its own.
-        self._engine = ThreadPoolExecutor(self.model.classifier.streams, "engine")
+        self._engine = ThreadPoolExecutor(engines.MOST_STREAMS, "engine")
+        self._artist = ThreadPoolExecutor(1, "artist")
         self._task = asyncio.create_task(self._work())
 
     @property
@@ -165,6 +166,7 @@ class Service:
             await self._task
         self._readers.shutdown()
         self._engine.shutdown()
+        self._artist.shutdown()
 
     async def read(self, model: Model, photo: bytes) -> NDArray[np.uint8]:
         """Return the square of a photo; raises an UnreadableImage."""
@@ -213,7 +215,7 @@ class Service:
             return (
                 model,
                 answer,
-                await asyncio.get_running_loop().run_in_executor(self._engine, work),
+                await asyncio.get_running_loop().run_in_executor(self._artist, work),
             )
 
     async def _one(self, model: Model, photo: bytes) -> Answer | UnreadableImage:
@@ -242,6 +244,9 @@ class Service:
                 task = asyncio.create_task(self._answer(batch))
                 self._at_work.add(task)
                 task.add_done_callback(self._done)
+                if self._queue and self._queue[0].model is not batch[0].model:
+                    self._woken.set()  # the next model has other streams
+                    break
 
     async def _answer(self, batch: Sequence[Waiting]) -> None:
         """Have photos answered together."""

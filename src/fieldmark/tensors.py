@@ -54,7 +54,7 @@ class Infer(BaseModel):
     id: str | None = Field(default=None, max_length=256)
     parameters: Parameters = {}
     inputs: list[Tensor] = Field(min_length=1, max_length=1)
-    outputs: list[Wanted] = []
+    outputs: list[Wanted] = Field(default=[], max_length=3)  # all that there are
 
 
 def schema() -> dict[str, Any]:

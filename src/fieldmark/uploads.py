@@ -61,17 +61,15 @@ async def receive(
 
     Raises a Refusal where it has more than `most` bytes or takes too long.
     """
-    sentence = f"A request of this kind may have {most / 1e6:g} MB at most."
-    too_long = Refusal(413, sentence, "request_too_large")
     if int(request.headers.get("content-length", 0)) > most:  # h11 has seen that it is a number
-        raise too_long
+        raise too_long(most)
     count = 0
     try:
         async with asyncio.timeout(bounds.body_seconds):
             async for chunk in request.stream():
                 count += len(chunk)
                 if count > most:
-                    raise too_long
+                    raise too_long(most)
                 take(len(chunk))
                 write(chunk)
     except TimeoutError:
@@ -80,6 +78,12 @@ async def receive(
         ) from None
     except ClientDisconnect:
         raise Gone from None
+
+
+def too_long(most: int) -> Refusal:
+    """Return what is said of a body, or a part of one, of more than `most` bytes."""
+    sentence = f"A request of this kind may have {most / 1e6:g} MB at most."
+    return Refusal(413, sentence, "request_too_large")
 
 
 def broken() -> Refusal:
