@@ -51,6 +51,10 @@ def test_the_recipe_is_the_flags(fieldmark: Command) -> None:
 def test_version_and_recipe_print_to_standard_output(fieldmark: Command) -> None:
     assert fieldmark("--version").stdout.strip() == "0.1.0"
     assert tomllib.loads(fieldmark("recipe", "article").stdout) == ARTICLE.model_dump()
+    assert fieldmark("recipe").stdout == fieldmark("recipe", "article").stdout
+    for words in (("scratch", "--minutes", "5"), ("scratch", "--photos", "photos")):
+        done = fieldmark("recipe", *words)
+        assert (done.returncode, "give one of both" in done.stderr) == (2, True)
 
 
 def test_the_completion_knows_the_commands() -> None:

@@ -94,6 +94,13 @@ def remarks(run: Run) -> Remarks:
     return found
 
 
+def test_a_loss_of_zero_is_no_fall(run: Run) -> None:
+    """A network may know its photos so well; 0 / 0 is no number, and no JSON."""
+    epochs = [{**epoch, "loss": 0.0} for epoch in run.read_log()]
+    run.log.write_text("".join(f"{json.dumps(epoch)}\n" for epoch in epochs))
+    assert causes(run) == []
+
+
 def test_a_run_without_a_fault_has_none(run: Run) -> None:
     assert causes(run) == []
     found = remarks(run)

@@ -309,6 +309,23 @@ def test_training_photos_that_are_gone_are_no_neighbours(
     assert "Left out: 1 held-out photos" in capsys.readouterr().out
 
 
+def test_photos_that_are_others_since_are_left_out(
+    quick: Run, birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = Path(shutil.copytree(birds, tmp_path / "photos"))
+    facts_changed(quick, photos=str(photos))
+    before = index(quick.explanations)["photos"]
+    near = before[1]["neighbours"][0]["path"]
+    for path in (before[0]["path"], near):
+        shutil.copy(photos / before[-1]["path"], photos / path)
+    found = index(explain(quick.folder))["photos"]
+    said = capsys.readouterr().out
+    assert "Left out: 1 held-out photos" in said
+    assert "Left out: 1 neighbours that are others" in said
+    assert [photo["path"] for photo in found] == [photo["path"] for photo in before[1:]]
+    assert all(near not in [each["path"] for each in photo["neighbours"]] for photo in found)
+
+
 def test_the_paths_of_a_csv_begin_where_it_lies(quick: Run, birds: Path, tmp_path: Path) -> None:
     """The run lies beside the CSV, and that is not among its photos."""
     shutil.copytree(birds, tmp_path, dirs_exist_ok=True)
@@ -463,6 +480,14 @@ def no_such_photo(_: Run, folder: Path) -> dict[str, Any]:
     return {"photos": [folder / "no.jpg"]}
 
 
+def too_long(_: Run, folder: Path) -> dict[str, Any]:
+    return {"photos": [folder / (300 * "x")]}
+
+
+def too_long_a_place(_: Run, folder: Path) -> dict[str, Any]:
+    return {"out": folder / (300 * "x")}
+
+
 def unreadable(_: Run, folder: Path) -> dict[str, Any]:
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
     return {"photos": [folder / "broken.jpg"]}
@@ -500,6 +525,8 @@ def damaged_environment(run: Run, _: Path) -> dict[str, Any]:
         (of_no_held_out_photo, "no photo that was held out"),
         (without_photos, "None of the held-out photos is in"),
         (no_such_photo, "There is no photo .*no.jpg"),
+        (too_long, "There is no photo"),
+        (too_long_a_place, "File name too long"),
         (unreadable, "broken.jpg .*: replace it"),
         (empty, "empty holds no photo"),
         (unknown_class, "no class 'Dodo': it has Bananaquit, Black Skimmer"),

@@ -103,6 +103,22 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         open_run(run.folder)
 
 
+def test_a_log_holds_numbers(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    for figure in ('"x"', "[1]", "{}"):
+        run.log.write_text(f'{{"epoch": 1, "loss": {figure}}}\n')
+        with pytest.raises(FieldmarkError, match=r"log\.jsonl"):
+            run.read_log()
+
+
+def test_photos_lie_at_no_place_with_a_zero_in_it(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    facts = json.loads(run.environment.read_text())
+    run.environment.write_text(json.dumps({**facts, "photos": "a\0b"}))
+    with pytest.raises(FieldmarkError, match="does not say where the photos are"):
+        run.read_source()
+
+
 @pytest.mark.parametrize("content", [b"[1]\n", b"garbage\n", b"\xff\n", None])
 def test_what_is_gone_or_damaged_is_one_sentence(tmp_path: Path, content: bytes | None) -> None:
     run = new_run(tmp_path / "run")

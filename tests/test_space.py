@@ -64,7 +64,12 @@ def test_a_file_names_the_fields(tmp_path: Path) -> None:
         ("augment = { low = 0.1, high = 0.2, whole = true }", "augment is neither a list"),
         ("augment = { low = 0.5, high = 0.1 }", "a low below the high"),
         ("augment = { low = 0.0, high = 0.1, log = true }", "above 0 with log"),
-        ('augment = { low = "a", high = "b" }', "--augment 'a'"),
+        ('augment = { low = "a", high = "b" }', "no number"),
+        ('optimiser = { low = "adam", high = "sgd" }', "no number"),
+        ("probe = { low = false, high = true }", "no number"),
+        ("clip = { low = 0.5, high = inf }", "no number"),
+        ("augment = { low = 0.1, high = 0.2, log = 1 }", "neither true nor false"),
+        ("a = " + 5000 * "[" + 5000 * "]", "cannot be read"),
         ("augment = { low = 0.1, high = 7 }", "--augment 7"),
         ('optimiser = ["adam", "lion"]', "--optimiser 'lion'"),
         ("colour = [1, 2]", "a recipe has no colour"),
@@ -82,6 +87,17 @@ def test_a_file_that_is_no_space_is_refused(text: str, said: str, tmp_path: Path
     assert "\n" not in str(caught.value)
     with pytest.raises(FieldmarkError, match="cannot be read"):
         space.read(tmp_path / "none.toml", SCRATCH)
+
+
+def test_a_file_may_be_of_any_editor_s_unicode(tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        file.write_text("augment = [0.0, 1.0]  # größer", encoding=encoding)
+        assert space.read(file, SCRATCH) == {"augment": (SCRATCH.augment, 0.0, 1.0)}
+        assert space.text(file).endswith("größer")
+    file.write_bytes(b"# gr\xf6sser")
+    with pytest.raises(FieldmarkError, match="cannot be read"):
+        space.text(file)
 
 
 def test_numbers_are_rounded_and_stay_within() -> None:

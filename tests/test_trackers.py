@@ -389,6 +389,7 @@ def test_addresses_that_are_none_are_refused(
     file.write_text("no database")
     for address, words in (
         ("mlflow.db", "no address of an MLflow store"),
+        ("http://[::1", "no address of an MLflow store"),
         (f"sqlite:///{file}", "no SQLite database"),
         (f"sqlite:///{tmp_path / '50%' / 'mlflow.db'}", "has a . or a %"),
         ("ftp://example.org", "does not answer"),

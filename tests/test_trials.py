@@ -56,6 +56,30 @@ def test_a_search_that_is_damaged_or_newer_is_refused(tmp_path: Path) -> None:
         open_search(search.folder)
 
 
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [("space", []), ("bases", []), ("side", 64), ("asked", None), ("trials", [{"number": 0}])],
+)
+def test_a_search_whose_parts_do_not_fit_is_refused(
+    tmp_path: Path, part: str, content: object
+) -> None:
+    search = search_in(tmp_path / "s", trial(0, 0.5))
+    search.save()
+    file = search.folder / "tune.json"
+    whole = json.loads(file.read_text())
+    (whole if part == "trials" else whole["plan"])[part] = content
+    file.write_text(json.dumps(whole))
+    with pytest.raises(FieldmarkError, match="cannot be read"):
+        open_search(search.folder)
+
+
+def test_the_values_of_a_trial_are_of_the_space(tmp_path: Path) -> None:
+    search = search_in(tmp_path / "s", Trial(0, {}))
+    search.save()
+    with pytest.raises(FieldmarkError, match="cannot be read"):
+        open_search(search.folder)
+
+
 def test_the_best_was_trained_to_its_end(tmp_path: Path) -> None:
     lower = trial(2, 0.1, state="stopped")
     search = search_in(tmp_path / "s", trial(0, 0.5), trial(1, 0.4), lower, trial(3, 0.4))

@@ -739,7 +739,7 @@ def serve(
 
 @app.command(help_epilogue="Example: `fieldmark recipe scratch > mine.toml`")
 def recipe(
-    name: str = "article",
+    name: str | None = None,
     /,
     *,
     photos: Place | None = None,
@@ -750,16 +750,20 @@ def recipe(
     Parameters
     ----------
     name
-        `article`, `scratch`, `probe`, `finetune`, or a TOML or JSON file, which is checked and
-        completed.
+        `article`, which it is unless said, `scratch`, `probe`, `finetune`, or a TOML or JSON file,
+        which is checked and completed.
     photos
         Print the one that is chosen for these photos instead.
     minutes
         Time that its training may take: about 10 unless said.
     """
-    if photos is None:
-        print(named(name))
+    if photos is None and minutes is None:
+        print(named(name or "article"))
         return
+    if photos is None or name is not None:
+        raise FieldmarkError(
+            "A recipe is named, or chosen with --photos, and --minutes, for them: give one of both."
+        )
     from fieldmark.train import choose
 
     print(choose(photos, minutes=minutes))

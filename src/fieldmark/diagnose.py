@@ -437,7 +437,8 @@ def unfinished(case: Case) -> Finding:
     third = max(1, len(losses) // 3)
     fall, told = 1.0, "there was one epoch"
     if len(losses) > 1:
-        fall = float(1 - np.mean(losses[-third:]) / np.mean(losses[-2 * third : -third]))
+        before, last = np.mean(losses[-2 * third : -third]), np.mean(losses[-third:])
+        fall = float(1 - last / before) if before else 0.0  # all photos are known by heart
         told = f"the training loss fell by {fall:.0%} in the last third of the epochs"
     return Finding(
         "unfinished",

@@ -146,9 +146,9 @@ def named(places: Sequence[Path], run: Run) -> list[Asked]:
     """Return the photos that a user names; of a photo that the run knows, what it knows."""
     found: list[Path] = []
     for place in places:
-        if place.is_dir():
+        if files.is_folder(place):
             found += photos_in(place)
-        elif place.is_file():
+        elif files.is_file(place):
             found.append(place)
         else:
             raise FieldmarkError(f"There is no photo {place}: name one, or a folder of them.")
@@ -190,6 +190,8 @@ def worth_a_look(run: Run) -> list[Asked]:
             f"`fieldmark evaluate {run.folder}` makes it anew."
         )
     folder = run.photo("")
+    chosen = choose(table)
+    hashes = [table.sha256[i] for i in chosen]
     asked = [
         Asked(
             path=table.paths[i],
@@ -199,22 +201,30 @@ def worth_a_look(run: Run) -> list[Asked]:
             why=why,
             classes=(int(table.labels[i]),),
         )
-        for i, why in choose(table).items()
+        for i, why in chosen.items()
     ]
     if not asked:
         raise FieldmarkError(
             f"{run.predictions} holds no photo that was held out: "
             f"name photos, or make it anew with `fieldmark evaluate {run.folder}`."
         )
-    there = [each for each in asked if each.file.is_file()]
+    there = [each for each, sha256 in zip(asked, hashes, strict=True) if same(each.file, sha256)]
     if not there:
         raise FieldmarkError(
-            f"None of the held-out photos is in {folder} any more: bring them back, or say in "
-            f"{run.environment} where the photos are now."
+            f"None of the held-out photos is in {folder} any more as it was: bring them back, or "
+            f"say in {run.environment} where the photos are now."
         )
     if len(there) < len(asked):
-        say(f"Left out: {len(asked) - len(there)} held-out photos that are gone from {folder}.")
+        say(
+            f"Left out: {len(asked) - len(there)} held-out photos that are gone from {folder}, or "
+            "are others than when they were predicted."
+        )
     return there
+
+
+def same(file: Path, sha256: str) -> bool:
+    """Tell whether a photo is there, and is the one that it was."""
+    return files.is_file(file) and sha256_of(file) == sha256
 
 
 def choose(table: Predictions) -> dict[int, tuple[str, ...]]:
@@ -313,7 +323,7 @@ def normalised(rows: NDArray[Any]) -> Floats:
 def written(folder: Path, asked: Sequence[Asked], means: Means) -> Iterator[dict[str, Any]]:
     """Write what explains each photo into a folder of its own; yield what there is to it."""
     neighbour = lru_cache(256)(means.classifier.square)  # one is often near to many
-    number = 0
+    number, others = 0, set[str]()
     for batch in means.classifier.stream([each.file for each in asked], "Explaining"):
         maps = means.mapper(images.scale(batch, means.classifier.specification))
         for square, feature_map in zip(batch, maps, strict=True):
@@ -324,8 +334,12 @@ def written(folder: Path, asked: Sequence[Asked], means: Means) -> Iterator[dict
             features = heatmaps.pooled(feature_map[None])[0]
             near = means.training.nearest(features, sha256=sha256_of(asked[number].file))
             for k, (record, similarity) in enumerate(near):
+                spot = means.training.folder / record.path
+                if not same(spot, record.sha256):  # its features are another photo's
+                    others.add(record.path)
+                    continue
                 photo = here / f"neighbour-{k}.jpg"
-                save(photo, neighbour(means.training.folder / record.path))
+                save(photo, neighbour(spot))
                 entry["neighbours"].append(
                     {
                         "path": record.path,
@@ -336,6 +350,11 @@ def written(folder: Path, asked: Sequence[Asked], means: Means) -> Iterator[dict
                 )
             yield entry
             number += 1
+    if others:
+        say(
+            f"Left out: {len(others)} neighbours that are others in {means.training.folder} than "
+            "when the run was trained on them."
+        )
 
 
 def explained(
@@ -479,14 +498,14 @@ def refuse_place(place: Path, run: Run, photos: Sequence[Path]) -> None:
     folders = {source, *photos}
     if source.is_file():  # a CSV, which may lie in a folder of much else
         folders |= {(source.parent / row.path).parent for row in run.read_split()} - {source.parent}
-    files.refuse_among(place, sorted(folder for folder in folders if folder.is_dir()))
+    files.refuse_among(place, sorted(folder for folder in folders if files.is_folder(folder)))
     if not ours(place):
         files.refuse_existing(place)
 
 
 def ours(place: Path) -> bool:
     """Tell whether a folder holds explanations and nothing else, so that it may be replaced."""
-    if place.is_symlink() or not (place / EXPLANATIONS).is_file():
+    if os.path.islink(place) or not files.is_file(place / EXPLANATIONS):  # noqa: PTH114 - as there
         return False
     return all(
         each.name in (EXPLANATIONS, SHEET) or each.name.isdecimal() for each in place.iterdir()

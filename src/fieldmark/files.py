@@ -23,7 +23,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     The temporary name keeps the suffix, by which Keras and matplotlib choose a format.
     """
-    if path.is_dir() or not path.name:
+    if is_folder(path) or not path.name:
         raise FieldmarkError(f"{path} is a folder: name a file.")
     with writing(path):
         if path.exists() and not path.is_file():  # a device would be replaced, not written to

@@ -42,7 +42,7 @@ SECTIONS = {
 class Recipe(BaseModel):
     """What a training run does; the defaults are the article's. Wrong types are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     network: Network = Field(
         "article",
@@ -391,17 +391,22 @@ def named(name: str) -> Recipe:
         ) from error
     except (OSError, ValueError) as error:
         raise FieldmarkError(f"{name} cannot be read ({error}): name a TOML file.") from error
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # PowerShell's `>`
-        content = content.decode("utf-16", errors="replace").encode()
-    content = content.removeprefix(codecs.BOM_UTF8)
+    content = utf8(content)
     try:
         if path.suffix.lower() == ".json":
             return Recipe.model_validate_json(content)
         return Recipe.model_validate(tomllib.loads(content.decode()))
     except ValidationError as error:
         raise FieldmarkError(f"{name} is not a recipe: {reasons(error)}.") from error
-    except ValueError as error:  # of TOML, or of its letters
+    except (ValueError, RecursionError) as error:  # of TOML, or of its letters
         raise FieldmarkError(f"{name} is not a recipe: {error}.") from error
+
+
+def utf8(content: bytes) -> bytes:
+    """Return a text file's bytes in UTF-8 without a mark, whatever editor wrote it."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # PowerShell's `>`
+        content = content.decode("utf-16", errors="replace").encode()
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def reasons(error: ValidationError, *, flags: bool = False) -> str:

@@ -200,7 +200,7 @@ class Run:
     def read_source(self) -> Path:
         """Return the folder or the CSV of photos that it was trained from."""
         facts = self.read_environment()
-        if not isinstance(facts.get("photos"), str):
+        if not isinstance(facts.get("photos"), str) or "\0" in facts["photos"]:
             raise FieldmarkError(
                 f"{self.environment} does not say where the photos are: add their folder as "
                 '"photos".'
@@ -272,6 +272,8 @@ def _epoch(line: bytes) -> Epoch:
     epoch = json.loads(line, parse_constant=lambda _: None)
     if not isinstance(epoch, dict):
         raise TypeError("it holds no figures")
+    if any(isinstance(figure, str | list | dict) for figure in epoch.values()):
+        raise TypeError("a figure is no number")
     return epoch
 
 

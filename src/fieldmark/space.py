@@ -11,6 +11,7 @@ search can begin with it. `fieldmark tune PHOTOS --space FILE` takes such a file
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fieldmark.errors import FieldmarkError
-from fieldmark.recipe import Recipe
+from fieldmark.recipe import Recipe, utf8
 
 
 class Span(NamedTuple):
@@ -103,8 +104,8 @@ def default(
 def read(path: Path, recipe: Recipe, *, settled: Collection[str] = ()) -> Space:
     """Return the space in a TOML file, widened to hold the recipe; raise a FieldmarkError."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = tomllib.loads(text(path))
+    except (ValueError, RecursionError) as error:
         raise FieldmarkError(f"{path} cannot be read ({error}): name a TOML file.") from error
     space = {}
     for name, written in content.items():
@@ -118,6 +119,14 @@ def read(path: Path, recipe: Recipe, *, settled: Collection[str] = ()) -> Space:
     return with_point(space, recipe)
 
 
+def text(path: Path) -> str:
+    """Return the text of a file; raise a FieldmarkError where it is none."""
+    try:
+        return utf8(path.read_bytes()).decode()
+    except (OSError, ValueError) as error:
+        raise FieldmarkError(f"{path} cannot be read ({error}): name a TOML file.") from error
+
+
 def _axis(name: str, written: Any) -> Span | Choices:
     """Return what a file says of a field."""
     if isinstance(written, list) and len(written) > 1:
@@ -127,7 +136,12 @@ def _axis(name: str, written: Any) -> Span | Choices:
             f"{name} is neither a list of two values or more, nor "
             "{ low = ..., high = ..., log = ... }"
         )
-    whole = isinstance(written["low"], int) and isinstance(written["high"], int)
+    ends = (written["low"], written["high"])
+    if not all(type(end) in (int, float) and math.isfinite(end) for end in ends):
+        raise FieldmarkError(f"{name} has a low or a high that is no number")
+    if not isinstance(written.get("log", False), bool):
+        raise FieldmarkError(f"{name} has a log that is neither true nor false")
+    whole = all(isinstance(end, int) for end in ends)
     field = Recipe.model_fields.get(name)
     span = Span(**written, whole=whole and field is not None and field.annotation is int)
     if not span.low < span.high or (span.log and span.low <= 0):

@@ -56,7 +56,7 @@ def require(*, tensorboard: bool, mlflow: str) -> None:
         )
     if not mlflow:
         return
-    if mlflow != LOCAL and "://" not in mlflow:
+    if mlflow != LOCAL and not is_address(mlflow):
         raise FieldmarkError(
             f"{mlflow} is no address of an MLflow store: give --mlflow {LOCAL}, "
             f"{DATABASE}FILE or http://HOST:PORT."
@@ -69,6 +69,14 @@ def require(*, tensorboard: bool, mlflow: str) -> None:
     web = urlsplit(mlflow).scheme in ("http", "https")
     for package in ("mlflow",) if web else ("mlflow", "sqlalchemy", "alembic"):
         backend.require(package, extra="mlflow", why="--mlflow tells MLflow of the training")
+
+
+def is_address(text: str) -> bool:
+    """Tell whether a text may be the address of a store."""
+    try:
+        return bool(urlsplit(text).scheme) and "://" in text
+    except ValueError:  # a bracket that is not closed
+        return False
 
 
 def places(out: Path, *, mlflow: str) -> list[Path]:

@@ -183,7 +183,7 @@ def _file(folder: Path) -> Path:
 
 def is_search(folder: Path) -> bool:
     """Tell whether a folder holds a search."""
-    return _file(folder).is_file()
+    return files.is_file(_file(folder))
 
 
 def open_search(folder: Path) -> Search:
@@ -196,8 +196,8 @@ def open_search(folder: Path) -> Search:
                 int(side): Recipe.model_validate(each) for side, each in plan["bases"].items()
             }
             plan["space"] = space.from_json(plan["space"])
-            return Search(folder, Plan(**plan), [Trial(**each) for each in content["trials"]])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            return whole(Search(folder, Plan(**plan), [Trial(**t) for t in content["trials"]]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FieldmarkError(
             f"{_file(folder)} cannot be read: put a copy of it back, or begin a new search."
         ) from error
@@ -205,6 +205,17 @@ def open_search(folder: Path) -> Search:
         f"{_file(folder)} has the schema {content['schema']}, and this fieldmark reads {SCHEMA}: "
         "use the version that wrote it."
     )
+
+
+def whole(search: Search) -> Search:
+    """Return a search that was read; raise a ValueError where its parts do not fit."""
+    plan = search.plan
+    named = [set(trial.values) for trial in search.trials]
+    if not isinstance(plan.asked, dict) or plan.side not in plan.bases:
+        raise ValueError("it does not say what was asked for")
+    if any(names != set(plan.space) for names in named):
+        raise ValueError("a trial is of another space")
+    return search
 
 
 # ---- for people ---------------------------------------------------------------------------------

@@ -93,9 +93,8 @@ def tune(
         "minutes": minutes,
         "recipe": named(recipe).model_dump() if recipe else None,
         "values": dict(values or {}),
-        "space": space_file.read_text(encoding="utf-8") if space_file and space_file.is_file()
-        else None,
-    }  # fmt: skip
+        "space": space.text(space_file) if space_file else None,
+    }
     if is_search(folder):
         search = open_search(folder)
         refuse_other(search, asked, backend.name, count)
