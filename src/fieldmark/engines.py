@@ -34,7 +34,7 @@ Shape = tuple[int | None, ...]
 Opened = tuple[Callable[[NDArray[np.uint8]], Any], Shape, Shape]  # and the input's, the output's
 
 MOST_STREAMS = 4
-SLOW = 0.004  # seconds for a photo
+SLOW = 0.004  # seconds for a photo on one thread
 TRIES = 5
 MODEL = "model"
 ENTRY: dict[Format, str] = {  # what of the model's files is opened
@@ -92,11 +92,11 @@ def open_for_many(folder: Path, manifest: Manifest) -> tuple[Engine, int]:
     photo takes its time, each thread has a batch of its own, and where it does not, one does it
     all. In float32 all are worth it. docs/serve.md has the figures.
     """
-    engine = open_engine(folder, manifest)
     if (manifest.format, manifest.precision) != ("openvino", "int8"):
-        return engine, 1
-    if seconds_of(engine, manifest.specification.size) < SLOW:
-        return open_engine(folder, manifest, threads=1), 1
+        return open_engine(folder, manifest), 1
+    alone = open_engine(folder, manifest, threads=1)
+    if seconds_of(alone, manifest.specification.size) < SLOW:
+        return alone, 1
     streams = min(processors(), MOST_STREAMS)
     return open_engine(folder, manifest, streams=streams), streams
 

@@ -54,6 +54,7 @@ class Asked:
 
     path: str  # as it is written down
     file: Path
+    sha256: str
     split: str = "new"
     label: str | None = None
     why: tuple[str, ...] = ()
@@ -155,10 +156,9 @@ def named(places: Sequence[Path], run: Run) -> list[Asked]:
     known = {row.sha256: row for row in run.read_split()}
     asked = []
     for file in dict.fromkeys(path.absolute() for path in found):
-        row = known.get(sha256_of(file))
-        asked.append(
-            Asked(str(file), file, row.split, row.label) if row else Asked(str(file), file)
-        )
+        one = Asked(str(file), file, sha256_of(file))
+        row = known.get(one.sha256)
+        asked.append(replace(one, split=row.split, label=row.label) if row else one)
     return asked
 
 
@@ -190,25 +190,24 @@ def worth_a_look(run: Run) -> list[Asked]:
             f"`fieldmark evaluate {run.folder}` makes it anew."
         )
     folder = run.photo("")
-    chosen = choose(table)
-    hashes = [table.sha256[i] for i in chosen]
     asked = [
         Asked(
             path=table.paths[i],
             file=folder / table.paths[i],
+            sha256=table.sha256[i],
             split=table.splits[i],
             label=table.classes[table.labels[i]],
             why=why,
             classes=(int(table.labels[i]),),
         )
-        for i, why in chosen.items()
+        for i, why in choose(table).items()
     ]
     if not asked:
         raise FieldmarkError(
             f"{run.predictions} holds no photo that was held out: "
             f"name photos, or make it anew with `fieldmark evaluate {run.folder}`."
         )
-    there = [each for each, sha256 in zip(asked, hashes, strict=True) if same(each.file, sha256)]
+    there = [each for each in asked if same(each.file, each.sha256)]
     if not there:
         raise FieldmarkError(
             f"None of the held-out photos is in {folder} any more as it was: bring them back, or "
@@ -322,7 +321,13 @@ def normalised(rows: NDArray[Any]) -> Floats:
 
 def written(folder: Path, asked: Sequence[Asked], means: Means) -> Iterator[dict[str, Any]]:
     """Write what explains each photo into a folder of its own; yield what there is to it."""
-    neighbour = lru_cache(256)(means.classifier.square)  # one is often near to many
+
+    @lru_cache(256)  # one is often near to many
+    def neighbour(record: Record) -> NDArray[np.uint8] | None:
+        spot = means.training.folder / record.path
+        # Another photo's features are not those by which it is near.
+        return means.classifier.square(spot) if same(spot, record.sha256) else None
+
     number, others = 0, set[str]()
     for batch in means.classifier.stream([each.file for each in asked], "Explaining"):
         maps = means.mapper(images.scale(batch, means.classifier.specification))
@@ -332,14 +337,14 @@ def written(folder: Path, asked: Sequence[Asked], means: Means) -> Iterator[dict
             save(here / "photo.jpg", square)
             entry = explained(here, asked[number], square, feature_map, means)
             features = heatmaps.pooled(feature_map[None])[0]
-            near = means.training.nearest(features, sha256=sha256_of(asked[number].file))
+            near = means.training.nearest(features, sha256=asked[number].sha256)
             for k, (record, similarity) in enumerate(near):
-                spot = means.training.folder / record.path
-                if not same(spot, record.sha256):  # its features are another photo's
+                shown = neighbour(record)
+                if shown is None:
                     others.add(record.path)
                     continue
                 photo = here / f"neighbour-{k}.jpg"
-                save(photo, neighbour(spot))
+                save(photo, shown)
                 entry["neighbours"].append(
                     {
                         "path": record.path,
@@ -505,7 +510,7 @@ def refuse_place(place: Path, run: Run, photos: Sequence[Path]) -> None:
 
 def ours(place: Path) -> bool:
     """Tell whether a folder holds explanations and nothing else, so that it may be replaced."""
-    if os.path.islink(place) or not files.is_file(place / EXPLANATIONS):  # noqa: PTH114 - as there
+    if files.is_link(place) or not files.is_file(place / EXPLANATIONS):
         return False
     return all(
         each.name in (EXPLANATIONS, SHEET) or each.name.isdecimal() for each in place.iterdir()

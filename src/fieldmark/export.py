@@ -222,7 +222,7 @@ def refuse_place(place: Path, run: Run, form: Format, precision: Precision) -> N
 
 def ours(place: Path, form: Format, precision: Precision) -> bool:
     """Tell whether a folder holds an export of the same kind, so that it may be replaced."""
-    if os.path.islink(place) or not files.is_file(place / MANIFEST):  # noqa: PTH114 - as there
+    if files.is_link(place) or not files.is_file(place / MANIFEST):
         return False
     try:
         found = Manifest.read(place)
@@ -468,7 +468,7 @@ def int8_model(run: Run, trained: Trained, *, held: Held, max_drop: float, minut
     with openvino_model(complete(trained)) as model:
         small, ranges = nearest(model, squares, len(trained.classes))
         begun = time.monotonic()
-        engine = engines.finished(engines.compiled(small, None), len(trained.classes))
+        engine = engines.finished(engines.compiled(small), len(trained.classes))
         compiling = time.monotonic() - begun
         found = answered(engine, held.squares)
         looking = (time.monotonic() - begun - compiling) / len(found)
@@ -557,7 +557,7 @@ def nearest(model: Any, squares: Squares, classes: int) -> tuple[Any, str]:
     """
 
     def answers(network: Any) -> Floats:
-        return answered(engines.finished(engines.compiled(network, None), classes), squares)
+        return answered(engines.finished(engines.compiled(network), classes), squares)
 
     exact = answers(model)
     with meter("Calibrating", len(RANGES) * len(squares)) as shown:

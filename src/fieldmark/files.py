@@ -143,6 +143,11 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - Path's own raises there
 
 
+def is_link(path: Path) -> bool:
+    """Tell whether a link is there; where nobody may look, none is."""
+    return os.path.islink(path)  # noqa: PTH114 - Path's own raises there
+
+
 def is_folder(path: Path) -> bool:
     """Tell whether a folder is there; where nobody may look, none is."""
     return os.path.isdir(path)  # noqa: PTH112 - Path's own raises there

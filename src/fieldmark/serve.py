@@ -133,8 +133,7 @@ async def run(
         swaps.add(task)
         task.add_done_callback(swaps.discard)
 
-    with contextlib.suppress(NotImplementedError, AttributeError):  # Windows has none
-        loop.add_signal_handler(signal.SIGHUP, hang_up)  # also for one that comes while it loads
+    on_signal("SIGHUP", hang_up)  # also one that comes while it loads
     service = Service(load, bounds=bounds, batch=batch)
     figures = Figures(service, name)
     with logged():
@@ -156,9 +155,8 @@ async def run(
             service.stopping = True
             server.should_exit = True
 
-        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C ends it at once
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, stop)
+        on_signal("SIGTERM", stop)
+        on_signal("SIGINT", stop)
         host, port = listener.getsockname()[:2]
         with bound(host, port):  # another one may have come first
             listener.listen(BACKLOG)  # who comes from here on is answered
@@ -171,6 +169,13 @@ async def run(
         finally:
             await service.close()
             log.info("stopped")
+
+
+def on_signal(name: str, action: Callable[[], None]) -> None:
+    """Have the running loop do something at a signal; on Windows Ctrl-C ends the server at once."""
+    if hasattr(signal, name):  # Windows has no SIGHUP
+        with contextlib.suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(getattr(signal, name), action)
 
 
 async def swap(service: Service, figures: Figures) -> str:
