@@ -284,7 +284,7 @@ def test_of_two_ways_to_cut_activations_the_nearer_stays(
     answers |= {nearer: (0.85, 0.15), "exact": (0.9, 0.1)}
     monkeypatch.setattr(module, "quantised", lambda _model, _photos, ranges: ranges)
     monkeypatch.setattr(
-        engines, "compiled", lambda name, _: lambda squares: [answers[name]] * len(squares)
+        engines, "compiled", lambda name: lambda squares: [answers[name]] * len(squares)
     )
     assert module.nearest("exact", np.zeros((40, 8, 8, 3), np.uint8), 2) == (nearer, nearer)
 
