@@ -23,6 +23,14 @@ ROOT = Path(__file__).parent.parent
 for name in ("FORCE_COLOR", "NO_COLOR"):
     os.environ.pop(name, None)
 os.environ["MPLBACKEND"] = "agg"
+# Processes begin as those of the command do, and have a core each.
+os.environ["FIELDMARK_OWN"] = "1"
+for name in ("TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+# Compiling is most of what JAX does in the tests.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 HOMES = {name: tempfile.mkdtemp(prefix="fieldmark-") for name in ("KERAS_HOME", "FIELDMARK_CACHE")}
 os.environ.update(HOMES)
 

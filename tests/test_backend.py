@@ -1,7 +1,12 @@
-"""What is said of memory that does not suffice, in the words of each library."""
+"""How Keras is imported, and what is said of memory that does not suffice."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import keras
 import pytest
 
 from fieldmark import backend
@@ -48,3 +53,29 @@ def test_tensorflow_s_own_error_is_known() -> None:
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(ZeroDivisionError), backend.enough_memory(8):
         _ = 1 / 0
+
+
+def test_keras_is_kept_from_loading_what_no_command_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pandas", raising=False)
+    monkeypatch.setenv(backend.OWN, "1")
+    with pytest.raises(ImportError, match="pandas"), backend._without_unused():
+        import pandas  # noqa: F401
+    assert "pandas" not in sys.modules
+    monkeypatch.delenv(backend.OWN)
+    with backend._without_unused():  # somebody else's process may want it of Keras
+        assert "pandas" not in sys.modules
+
+
+def test_the_command_s_keras_loads_none_of_it() -> None:
+    code = (
+        "import sys, fieldmark.backend as b; print(*{*b.UNUSED} & {*sys.modules});"
+        "import sklearn, pandas; print(b.keras.__version__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, backend.OWN: "1", "KERAS_BACKEND": "tensorflow"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["", keras.__version__]

@@ -21,14 +21,22 @@ COMMANDS = [
 ]
 
 
-def test_every_command_has_help_with_an_example_and_a_page(fieldmark: Command) -> None:
-    overview = fieldmark("--help").stdout
+def test_every_command_has_help_with_an_example_and_a_page(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def help_of(*words: str) -> str:
+        cli.app([*words, "--help"], result_action="return_value")
+        return capsys.readouterr().out
+
+    overview = help_of()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = [name for name in cli.app if not name.startswith("-")]
     assert sorted(commands) == COMMANDS
     for name in commands:
         assert f"│ {name} " in overview
-        assert f"Example: fieldmark {name} " in fieldmark(name, "--help").stdout
+        assert f"Example: fieldmark {name} " in help_of(name)
         assert (ROOT / "docs" / f"{name}.md").exists()
         assert f"fieldmark {name}" in readme
 

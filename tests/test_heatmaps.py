@@ -91,7 +91,7 @@ def by_gradient(network: Any, feature_map: Any, number: int) -> Any:
         def summed(given: Any) -> Any:
             return tail(given, training=False)[:, number].sum()
 
-        gradient = np.asarray(jax.grad(summed)(feature_map))
+        gradient = np.asarray(jax.jit(jax.grad(summed))(feature_map))
     else:
         import torch
 

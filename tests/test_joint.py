@@ -305,7 +305,7 @@ def test_all_devices_of_a_machine_are_used(birds: Path, alone: Path, tmp_path: P
         env={
             **os.environ,
             **JAX,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
         },
         capture_output=True,
         check=True,

@@ -118,9 +118,7 @@ CASES: dict[str, tuple[Callable[[], Any], str, dict[str, Any]]] = {
     "with momentum": (standardising, "SGD", {"momentum": 0.9, "nesterov": True}),
 }
 
-
-# Compiling is most of what JAX does here.
-QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+ODD = "clipped and averaged"  # the case of which a batch has another size
 
 
 def drawn() -> list[tuple[Any, Any, Any]]:
@@ -162,11 +160,11 @@ def main(target: Path) -> None:
     kernels = "torch_kernels" if backend.name == "torch" else "steps"
     modules = {"lockstep": "lockstep", "kernels": kernels, "keras": "steps"}
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
-    batches = drawn()
-    if backend.name == "jax":
-        batches.pop()  # all would be compiled again for its size
     found: dict[str, Any] = {}
     for case, (build, kind, options) in CASES.items():
+        batches = drawn()
+        if case != ODD or backend.name == "jax":
+            batches.pop()  # all is traced again for its size
         for way, make in ways.items():
             keras.utils.set_random_seed(1)
             network = build()
@@ -202,7 +200,7 @@ def computed(
     target = tmp_path_factory.mktemp("lockstep") / "out.npz"
     done = subprocess.run(
         [sys.executable, __file__, str(target)],
-        env={**os.environ, "KERAS_BACKEND": request.param, "XLA_FLAGS": QUICKLY},
+        env={**os.environ, "KERAS_BACKEND": request.param},
         capture_output=True,
         text=True,
         timeout=300,
@@ -225,7 +223,7 @@ def test_every_way_takes_the_steps_of_keras(computed: dict[str, Any], way: str, 
         np.testing.assert_allclose(computed[name], expected, rtol=0, atol=tolerance, err_msg=name)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=10)  # each is compiled
 @given(
     side=st.tuples(st.integers(3, 7), st.integers(3, 7)),
     size=st.tuples(st.integers(1, 3), st.integers(1, 3)),

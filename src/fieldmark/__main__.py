@@ -1,13 +1,15 @@
 """The entry of the command `fieldmark`, and of `python -m fieldmark`.
 
-Nothing is imported before Ctrl-C is looked after.
+Nothing of fieldmark is imported before Ctrl-C is looked after.
 """
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line."""
+    os.environ["FIELDMARK_OWN"] = "1"  # `backend` looks for it
     try:
         from fieldmark.cli import main as run
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -20,6 +21,10 @@ from typing import Any
 from fieldmark.errors import FieldmarkError
 
 BACKENDS = ("tensorflow", "jax", "torch")
+OWN = "FIELDMARK_OWN"  # set in the environment of the command's processes
+# What Keras and TensorFlow load at their import, where it is installed, for helpers of theirs that
+# no command calls: a third of the time until one begins.
+UNUSED = ("jax", "matplotlib.pyplot", "pandas", "sklearn")
 
 
 def chosen() -> str:
@@ -68,6 +73,20 @@ def _without_notices() -> Iterator[None]:
         os.close(nowhere)
 
 
+@contextmanager
+def _without_unused() -> Iterator[None]:
+    """Keep `UNUSED` from being imported in a process of the command; else they may be wanted."""
+    kept_off = []
+    if OWN in os.environ:
+        kept_off = [each for each in UNUSED if each != name and each not in sys.modules]
+    sys.modules.update(dict.fromkeys(kept_off))  # type: ignore[arg-type]  # as if not installed
+    try:
+        yield
+    finally:
+        for each in kept_off:
+            del sys.modules[each]
+
+
 name = chosen()
 if name not in BACKENDS:
     raise FieldmarkError(
@@ -85,7 +104,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ["KERAS_BACKEND"] = name
 
-with _without_notices():
+with _without_notices(), _without_unused():
     import keras  # only now is it known that this import can work
 
 if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "0":
