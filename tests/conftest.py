@@ -10,11 +10,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from fieldmark import console, draw
+from fieldmark import console, draw, network
 from fieldmark.recipe import ARTICLE
 from fieldmark.run import Run
 
@@ -47,6 +48,20 @@ settings.load_profile("untimed")
 
 # Real photos lie beside the checkout of some developers; a user has none.
 SHARED = ROOT.parent / "shared" / "data"
+
+
+def half_as_deep(input_shape: tuple[int, int, int], classes: int) -> Any:
+    """Build the network "small" with one block a stage: tracing it is most of what tests do."""
+    from fieldmark import resnet_v2
+    from fieldmark.backend import keras
+
+    image = keras.layers.Input(input_shape)
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scale")(image)
+    x = resnet_v2.body(x, blocks=(1, 1, 1), filters=16, bn_momentum=0.9)
+    return keras.Model(image, resnet_v2.head(x, classes), name="small")
+
+
+network.BUILDERS["small"] = half_as_deep  # in this process; a command in its own has the whole
 
 # Seconds, not minutes: small photos, two epochs of five steps.
 TINY = ARTICLE.changed(

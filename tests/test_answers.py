@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fieldmark import answers, images
-from fieldmark.answers import Account, identity, predict
+from fieldmark.answers import Account, predict
 from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
 from fieldmark.predict import Classifier
@@ -471,14 +471,14 @@ def test_a_run_answers_as_its_network_does(trained: Run, birds: Path, tmp_path: 
 
 def test_a_run_is_known_by_its_weights(trained: Run, tmp_path: Path) -> None:
     own = Run(shutil.copytree(trained.folder, tmp_path / "run"))
-    first = identity(Classifier.load(trained.folder))
-    assert identity(Classifier.load(own.folder)) == first  # it was only moved
+    first = Classifier.load(trained.folder).identity()
+    assert Classifier.load(own.folder).identity() == first  # it was only moved
     own.log.write_text("")
-    assert identity(Classifier.load(own.folder)) == first
+    assert Classifier.load(own.folder).identity() == first
     own.decision.write_text(
         Decision(temperature=1, threshold=0.5, coverage=0.9, photos=9).model_dump_json()
     )
-    assert identity(Classifier.load(own.folder)) != first
+    assert Classifier.load(own.folder).identity() != first
 
 
 def resident() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fieldmark import answers, bench, draw
+from fieldmark import bench, draw
 from fieldmark.errors import FieldmarkError
 from fieldmark.run import Run
 
@@ -45,7 +45,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file in which each fake stopwatch leaves name, process and count of photos."""
     monkeypatch.setenv("TOLD", str(tmp_path / "told"))
     monkeypatch.setattr(bench, "STOPWATCH", ("-c", FAKE))
-    monkeypatch.setattr(answers, "weights", lambda place: sorted(place.glob("*.bin")))
+    monkeypatch.setattr(bench, "weights", lambda place: sorted(place.glob("*.bin")))
     return tmp_path / "told"
 
 

@@ -146,6 +146,7 @@ def test_the_networks_equal_those_of_timm(timm: Any, build: Callable[..., Any], 
         np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * largest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "name"), [(bit.R50x1, "resnetv2_50x1_bit"), (bit.ResNetV2_50, "resnetv2_50")]
 )

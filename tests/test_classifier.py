@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +97,33 @@ def test_an_exchanged_model_is_one_sentence(exported: Path, tmp_path: Path) -> N
     content[len(content) // 2] ^= 1
     model.write_bytes(content)
     with pytest.raises(FieldmarkError, match=f"{model.name} is not the file that was exported"):
+        Classifier.load(place)
+
+
+def test_a_model_that_is_exchanged_while_it_is_read_is_refused(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "copy"
+    shutil.copytree(exported, place)
+    model = next(path for path in place.iterdir() if path.stem == "model")
+
+    def exchange() -> None:
+        shutil.copy(model, tmp_path / "new")
+        (tmp_path / "new").replace(model)
+
+    classifier = Classifier.load(place)
+    exchange()  # what is hashed now may not be what answers
+    with pytest.raises(FieldmarkError, match="copy was exchanged while it was read"):
+        classifier.identity()
+    assert len(Classifier.load(place).identity()) == 16
+    plain = engines.open_engine
+
+    def slowly(*words: Any, **values: Any) -> Any:
+        exchange()
+        return plain(*words, **values)
+
+    monkeypatch.setattr(engines, "open_engine", slowly)
+    with pytest.raises(FieldmarkError, match="copy was exchanged while it was read"):
         Classifier.load(place)
 
 

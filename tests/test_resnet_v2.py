@@ -48,7 +48,7 @@ def maps(network: Any, photos: Any) -> dict[str, Any]:
         (50, 224, True),
         (50, 107, True),
         (50, 75, False),
-        (101, 75, False),
+        pytest.param(101, 75, False, marks=pytest.mark.slow),
         pytest.param(101, 64, True, marks=pytest.mark.slow),
         pytest.param(152, 64, True, marks=pytest.mark.slow),
         pytest.param(152, 75, False, marks=pytest.mark.slow),

@@ -26,7 +26,13 @@ def test_the_facts_are_those_of_the_photos(birds: Path) -> None:
     assert facts == Facts(count=36, classes=4, smallest=9, largest=9, side=32)
 
 
-@pytest.mark.parametrize("name", rule.MULTIPLY_ADDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.startswith("resnet1") else ())
+        for name in rule.MULTIPLY_ADDS
+    ],
+)
 def test_the_costs_are_those_of_the_networks(name: Network) -> None:
     built = network.build(name, image_size=224, classes=4)
     found = network.cost(built).multiply_adds

@@ -24,7 +24,7 @@ from fieldmark.heatmaps import Mapper, maps
 from fieldmark.images import ImageSpec
 from fieldmark.predict import Answer, Classifier
 from fieldmark.run import Run
-from fieldmark.service import Bounds, Refusal, Room, Service, tried, version
+from fieldmark.service import Bounds, Refusal, Room, Service, tried
 from fieldmark.trained import Trained
 from served import GREEN, GREY, RED, photo
 
@@ -206,13 +206,13 @@ def test_photos_of_the_old_model_are_answered_by_it(tmp_path: Path) -> None:
 def test_the_version_is_that_of_all_that_decides(trained: Run, tmp_path: Path) -> None:
     made = classifier(tmp_path)
     (tmp_path / "model.bin").write_bytes(b"1")
-    first = version(made)
+    first = made.identity()
     (tmp_path / "bench.json").write_text("{}")  # says something of the model, and decides nothing
-    assert version(made) == first
+    assert made.identity() == first
     (tmp_path / "model.bin").write_bytes(b"2")
-    assert version(made) != first
+    assert made.identity() != first
     of_run = classifier(trained.folder)
-    assert version(of_run) == version(of_run) != version(classifier(trained.folder.parent))
+    assert of_run.identity() == of_run.identity() != classifier(trained.folder.parent).identity()
 
 
 def test_a_run_is_explained_as_by_the_command(trained: Run, birds: Path) -> None:

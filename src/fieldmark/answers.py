@@ -14,7 +14,6 @@ listed with the reason while the others go on.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -39,9 +38,7 @@ from fieldmark.errors import FieldmarkError
 from fieldmark.findings import printable
 from fieldmark.formats import LIMITS, UnreadableImage
 from fieldmark.ledger import NONE, Row
-from fieldmark.manifest import Manifest
 from fieldmark.predict import Classifier
-from fieldmark.run import Run, is_run
 from fieldmark.sorting import How
 from fieldmark.sources import Item, Seen, Sources
 from fieldmark.threads import spread
@@ -144,7 +141,7 @@ def predict(
                 (ledger if parquet is None else parts).opened(
                     kept,
                     classes=classifier.classes,
-                    model=identity(classifier),
+                    model=classifier.identity(),
                     had=partial(_had, account=account, seen=seen),
                 )
             )
@@ -164,25 +161,6 @@ def predict(
 def piped() -> IO[bytes]:
     """Return standard input; an empty one where the process was given none."""
     return sys.stdin.buffer if sys.stdin is not None else BytesIO()
-
-
-def identity(classifier: Classifier) -> str:
-    """Return a text that no other model has: of its weights, and of all that makes its answers."""
-    facts = hashlib.sha256()
-    for part in (classifier.backend, *classifier.classes, classifier.specification):
-        facts.update(f"{part}\0".encode())
-    facts.update(repr(classifier.decision).encode())
-    for file in weights(classifier.place):
-        with file.open("rb") as opened:
-            facts.update(hashlib.file_digest(opened, "sha256").digest())
-    return facts.hexdigest()[:16]
-
-
-def weights(place: Path) -> list[Path]:
-    """Return the files of a run or an export that hold the network."""
-    if is_run(place):
-        return [Run(place).best]
-    return [place / name for name in Manifest.read(place).files]
 
 
 # ---- reading ------------------------------------------------------------------------------------

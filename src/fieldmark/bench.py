@@ -35,6 +35,7 @@ from fieldmark.draw import birds
 from fieldmark.errors import FieldmarkError
 from fieldmark.formats import UnreadableImage
 from fieldmark.manifest import BENCH, MANIFEST
+from fieldmark.predict import weights
 from fieldmark.run import Run, is_run
 
 STOPWATCH = ("-m", "fieldmark.stopwatch")
@@ -276,7 +277,7 @@ def _figures(each: Watched, first: Watched) -> dict[str, Any]:
             for batch, found in each.throughputs.items()
         },
         "memory": {"resident": each.first["resident"], "peak": each.last["peak"]},  # bytes
-        "disk": sum(file.stat().st_size for file in answers.weights(each.place)),  # bytes
+        "disk": sum(file.stat().st_size for file in weights(each.place)),  # bytes
         "cold_start": {
             "seconds": statistics.median(seconds for seconds, _ in each.starts),
             "cpu_seconds": statistics.median(cpu for _, cpu in each.starts),

@@ -7,8 +7,10 @@ imported.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from fieldmark.errors import FieldmarkError
 from fieldmark.images import ImageSpec
 from fieldmark.manifest import MANIFEST, Manifest
 
+Stamp = tuple[tuple[str, int, int, int], ...]
 __all__ = ["Answer", "Classifier", "Engine"]
 
 
@@ -46,6 +49,7 @@ class Classifier:
     engine: Engine
     streams: int = 1  # how many batches it is best asked for at once
     network: Any = None  # Keras', of a run
+    stamp: Stamp = ()  # of its files, from before they were read; none where none was read
 
     @classmethod
     def load(
@@ -59,16 +63,20 @@ class Classifier:
         """
         folder = Path(place)
         if files.is_file(folder / MANIFEST):
-            return cls._of_export(folder, threads, many)
-        if threads is not None:
+            found = cls._of_export(folder, threads, many)
+        elif threads is not None:
             raise FieldmarkError(
                 f"{folder} is no export, and Keras takes its threads from the whole process: "
                 "leave the number out, or `fieldmark export` the run first."
             )
-        return cls._of_run(folder)
+        else:
+            found = cls._of_run(folder)
+        found.refuse_exchanged()
+        return found
 
     @classmethod
     def _of_export(cls, folder: Path, threads: int | None, many: bool) -> Classifier:
+        stamp = stamped(folder)
         manifest = Manifest.read(folder)
         manifest.verify(folder)
         if many:
@@ -83,6 +91,7 @@ class Classifier:
             decision=manifest.decision,
             engine=engine,
             streams=streams,
+            stamp=stamp,
         )
 
     @classmethod
@@ -95,6 +104,7 @@ class Classifier:
                 "RUN` makes the one, `fieldmark export RUN` the other."
             )
         run = open_run(folder)
+        stamp = stamped(run.folder)
         from fieldmark.trained import Trained, softmax
 
         trained = Trained.load(run)
@@ -106,7 +116,27 @@ class Classifier:
             decision=run.read_decision(),
             engine=lambda squares: softmax(trained.of(squares)),
             network=trained.network,
+            stamp=stamp,
         )
+
+    def refuse_exchanged(self) -> None:
+        """Raise where the files are others now than those that were read."""
+        if self.stamp and stamped(self.place) != self.stamp:
+            raise FieldmarkError(
+                f"{self.place} was exchanged while it was read: try again when it lies there whole."
+            )
+
+    def identity(self) -> str:
+        """Return 16 digits that change with the weights and with all else that makes an answer."""
+        facts = hashlib.sha256()
+        for part in (self.backend, *self.classes, self.specification):
+            facts.update(f"{part}\0".encode())
+        facts.update(repr(self.decision).encode())
+        for file in weights(self.place):
+            with file.open("rb") as opened:
+                facts.update(hashlib.file_digest(opened, "sha256").digest())
+        self.refuse_exchanged()
+        return facts.hexdigest()[:16]
 
     def square(self, content: bytes) -> NDArray[np.uint8]:
         """Return what the network sees of a photo; raises an UnreadableImage with the reason."""
@@ -128,3 +158,23 @@ class Classifier:
     def predict(self, photos: Sequence[bytes]) -> list[Answer]:
         """Return an answer for each photo, which is a file's content."""
         return self.answers(np.stack([self.square(photo) for photo in photos]))
+
+
+def weights(place: Path) -> list[Path]:
+    """Return the files of a run or an export that hold the network: what is said of it is JSON."""
+    if not files.is_file(place / MANIFEST):  # an export is opened without what runs are made of
+        from fieldmark.run import Run, is_run
+
+        if is_run(place):
+            return [Run(place).best]
+    return sorted(path for path in place.rglob("*") if path.is_file() and path.suffix != ".json")
+
+
+def stamped(place: Path) -> Stamp:
+    """Return what changes when a file that holds the network is exchanged or written."""
+    found = []
+    for file in weights(place):
+        with suppress(OSError):  # whoever reads it says what is wrong with it
+            facts = file.stat()
+            found.append((str(file), facts.st_ino, facts.st_size, facts.st_mtime_ns))
+    return tuple(found)

@@ -11,7 +11,6 @@ serve` puts HTTP before it.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -31,12 +29,11 @@ from fieldmark.bounds import Bounds
 from fieldmark.errors import FieldmarkError
 from fieldmark.formats import UnreadableImage
 from fieldmark.predict import Answer, Classifier
-from fieldmark.run import Run, is_run
 
 if TYPE_CHECKING:
     from fieldmark.heatmaps import Mapper
 
-__all__ = ["Bounds", "Heat", "Model", "Refusal", "Room", "Service", "loaded", "tried", "version"]
+__all__ = ["Bounds", "Heat", "Model", "Refusal", "Room", "Service", "loaded", "tried"]
 
 T = TypeVar("T")
 
@@ -322,24 +319,7 @@ def tried(classifier: Classifier, batch: int = 1) -> Model:
                 "damaged, so export or train it anew."
             )
         classifier.answers(grey)
-    return Model(classifier, version(classifier))
-
-
-def version(classifier: Classifier) -> str:
-    """Return the beginning of a sha256 over all that decides an answer."""
-    whole = hashlib.sha256()
-    whole.update(repr((classifier.classes, classifier.specification, classifier.decision)).encode())
-    for file in weights(classifier.place):
-        with file.open("rb") as opened:
-            whole.update(hashlib.file_digest(opened, "sha256").digest())
-    return whole.hexdigest()[:16]
-
-
-def weights(place: Path) -> list[Path]:
-    """Return the files of a model, but for what is said about it in JSON."""
-    if is_run(place):
-        return [Run(place).best]
-    return sorted(path for path in place.rglob("*") if path.is_file() and path.suffix != ".json")
+    return Model(classifier, classifier.identity())
 
 
 @dataclass(frozen=True, eq=False)
