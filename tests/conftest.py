@@ -63,6 +63,17 @@ def half_as_deep(input_shape: tuple[int, int, int], classes: int) -> Any:
 
 network.BUILDERS["small"] = half_as_deep  # in this process; a command in its own has the whole
 
+
+@pytest.fixture(scope="module")
+def whole_network() -> Iterator[None]:
+    """Build all of "small" in this process too."""
+    from fieldmark import resnet_v2
+
+    network.BUILDERS["small"] = resnet_v2.Small
+    yield
+    network.BUILDERS["small"] = half_as_deep
+
+
 # Seconds, not minutes: small photos, two epochs of five steps.
 TINY = ARTICLE.changed(
     network="small", pipeline="batches", image_size=32, batch_size=8, epochs=2, augment=0.3

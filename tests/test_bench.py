@@ -152,6 +152,19 @@ def test_the_photos_are_those_that_the_run_held_out(own: Run, told: Path, part: 
     assert {int(count) for _, _, count in starts(told)} == {held_out}
 
 
+def test_an_export_is_the_same_from_within(
+    own: Run, told: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = exported(own, "half")
+    (place / "bench.json").mkdir()  # so that nothing can be kept there
+    for here, model in ((place, "."), (place.parent, "half")):
+        monkeypatch.chdir(here)
+        found = bench.bench(model, rounds=1)
+        assert found["photos"]["from"] == "held out"
+        assert found["models"][0]["name"] == "half"
+        assert "The figures are not kept with the export" in capsys.readouterr().out
+
+
 def test_no_more_photos_than_fit_are_taken_evenly(
     own: Run, told: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -617,8 +617,13 @@ def test_clearing_removes_nothing_else(photos: list[Item], place: Path, tmp_path
     for name in others:
         (place / name).write_text("mine")
     (place / ("b" * 32)).symlink_to(outside)
+    (place / ("c" * 32) / "artifacts").mkdir(parents=True)  # as of an MLflow run
+    (place / ("c" * 32) / "lock").touch()
+    (place / ("d" * 32)).write_text("mine")
+    assert len(entries(place)) == 1
     assert clear(place) > 0
-    assert names(place) == sorted([*others, "b" * 32])
+    assert names(place) == sorted([*others, *(sign * 32 for sign in "bcd")])
+    assert names(place / ("c" * 32)) == ["artifacts", "lock"]
     assert names(outside) == ["photo.jpg"]
 
 

@@ -506,6 +506,14 @@ def test_a_place_to_write_to_is_refused_before_the_work(
     for place in (birds / "a.csv", tmp_path / "no" / "a.csv", tmp_path / "split.csv"):
         with pytest.raises(FieldmarkError):
             check(birds, split=tmp_path / "split.csv", outputs=[None, place])
+    (tmp_path / "run").mkdir()
+    for name in ("environment.json", "recipe.json"):
+        (tmp_path / "run" / name).write_text('{"schema": 2}')
+    with pytest.raises(FieldmarkError, match="lies in a run: name a file elsewhere"):
+        check(birds, outputs=[tmp_path / "run" / "split.csv"])
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    with pytest.raises(FieldmarkError, match="cannot be both the CSV and the sheet"):
+        check(birds, outputs=[tmp_path / "loop.csv"] * 2)
 
 
 def test_a_csv_of_photos_is_checked(birds: Path, tmp_path: Path) -> None:

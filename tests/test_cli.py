@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -102,6 +103,32 @@ def test_a_recipe_file_and_flags_make_the_run(
     assert -1 not in places
     assert places == sorted(places)
     assert "of 8 photos (95 % interval" in printed
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_whoever_reads_along_may_leave(birds: Path, tmp_path: Path, unbuffered: str) -> None:
+    """What is asked for is written, and what is found counts."""
+    photos = Path(shutil.copytree(birds, tmp_path / "photos"))
+    (photos / "Cockatoo" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no photo")
+    words = ["check", "photos", "--csv", "a.csv", "--html", "a.html", "--strict"]
+    for command, code in ((words, 1), (["split", str(birds), "--out", "split.csv"], 0)):
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(
+            [sys.executable, "-m", "fieldmark", *command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        os.close(writing)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "BrokenPipe" not in done.stderr
+    assert (tmp_path / "a.csv").exists()
+    assert (tmp_path / "a.html").exists()
 
 
 MISTAKES = {

@@ -286,6 +286,7 @@ def test_what_cannot_be_compared_is_one_sentence(made: Made, tmp_path: Path) -> 
     made("bare", [True] * 8)
     run.open_run("bare").predictions.unlink()
     (tmp_path / "link").symlink_to("a")
+    (tmp_path / "loop").symlink_to("loop")
     for names, sentence in {
         ("a",): "A comparison takes two runs or more",
         ("a", "far"): r"a, far have no held-out photo in common: train on the same split "
@@ -296,6 +297,7 @@ def test_what_cannot_be_compared_is_one_sentence(made: Made, tmp_path: Path) -> 
         ("a", "bare"): "bare has no predictions: `fieldmark evaluate bare` makes them",
         ("a", "none"): "none is not a run folder",
         ("a", "link"): "link is named twice",
+        ("a", "loop"): "loop is not a run folder",
     }.items():
         with pytest.raises(FieldmarkError, match=sentence):
             quick(*names)

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import Command
-from fieldmark import diagnose, network, resnet_v2, split, train
+from fieldmark import diagnose, split, train
 from fieldmark.contents import Remarks, read
 from fieldmark.data import list_photos, sha256s
 from fieldmark.errors import FieldmarkError
 from fieldmark.recipe import ARTICLE, Recipe
 from fieldmark.run import Run
+
+pytestmark = pytest.mark.usefixtures("whole_network")
 
 HEALTHY = ARTICLE.changed(
     network="small",
@@ -57,15 +59,6 @@ def coloured(folder: Path, per_class: int, *, colour: float = 0.5) -> Path:
             photo = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             photo.save(place / f"{number:03}.png")
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _whole_network() -> Iterator[None]:
-    """Train all of the network that users have; the other tests train half of it."""
-    half = network.BUILDERS["small"]
-    network.BUILDERS["small"] = resnet_v2.Small
-    yield
-    network.BUILDERS["small"] = half
 
 
 @pytest.fixture(scope="module")

@@ -326,6 +326,35 @@ def test_photos_that_are_others_since_are_left_out(
     assert all(near not in [each["path"] for each in photo["neighbours"]] for photo in found)
 
 
+def test_features_are_only_kept_of_the_photos_that_the_training_saw(
+    quick: Run, birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of others under the same names, or a damaged photo, leaves nothing behind."""
+    before = index(quick.explanations)["photos"]
+    paths = [row.path for row in quick.read_split() if row.split == "training"]
+    photos = Path(shutil.copytree(birds, tmp_path / "photos"))
+    for path, other in zip(paths, [*paths[1:], paths[0]], strict=True):
+        shutil.copy(birds / other, photos / path)
+    (photos / paths[0]).write_bytes((birds / paths[0]).read_bytes()[:500])
+    source = quick.read_environment()["photos"]
+    facts_changed(quick, photos=str(photos))
+    quick.features.unlink()
+    assert all(not photo["neighbours"] for photo in index(explain(quick.folder))["photos"])
+    assert "40 of 40 training photos are gone from" in capsys.readouterr().out
+    facts_changed(quick, photos=source)
+    assert index(explain(quick.folder))["photos"] == before
+
+
+def test_where_the_run_cannot_be_written_features_are_not_kept(
+    quick: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = index(quick.explanations)["photos"]
+    quick.features.unlink()
+    quick.features.mkdir()  # nothing can be written there
+    assert index(explain(quick.folder, out=tmp_path / "maps"))["photos"] == before
+    assert "The features are not kept for the next time" in capsys.readouterr().out
+
+
 def test_the_paths_of_a_csv_begin_where_it_lies(quick: Run, birds: Path, tmp_path: Path) -> None:
     """The run lies beside the CSV, and that is not among its photos."""
     shutil.copytree(birds, tmp_path, dirs_exist_ok=True)
@@ -429,7 +458,7 @@ def test_what_is_there_comes_back_where_the_new_cannot_take_over(
 
 
 def test_an_own_folder_may_be_replaced_and_another_s_may_not(
-    quick: Run, birds: Path, tmp_path: Path
+    quick: Run, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photo = next(birds.glob("*/*.jpg"))
     place = tmp_path / "maps"
@@ -440,6 +469,16 @@ def test_an_own_folder_may_be_replaced_and_another_s_may_not(
     with pytest.raises(FieldmarkError, match="is not overwritten"):
         explain(quick.folder, [photo], out=place)
     assert everything(place) == before
+    (place / "letter.txt").unlink()
+    (place / "2024").mkdir()  # a number, and none of ours
+    shutil.copy(photo, place / "2024" / "owl.jpg")
+    with pytest.raises(FieldmarkError, match="is not overwritten"):
+        explain(quick.folder, [photo], out=place)
+    assert (place / "2024" / "owl.jpg").exists()
+    shutil.rmtree(place / "2024")
+    monkeypatch.chdir(place)
+    with pytest.raises(FieldmarkError, match="is the folder that you are in"):
+        explain(quick.folder, [photo], out=Path())
     with pytest.raises(FieldmarkError, match="among the photos"):
         explain(quick.folder, [photo], out=birds / "maps")
 

@@ -430,6 +430,12 @@ def test_an_own_export_is_replaced_and_nothing_else(run: Run, birds: Path, tmp_p
     assert everything(place) == {k: v for k, v in before.items() if k != "letter.txt"}
     with pytest.raises(FieldmarkError, match="among the photos"):
         export(run.folder, "keras", out=birds / "out")
+    facts = run.read_environment()
+    (tmp_path / "list.csv").write_text("path,label\n")
+    shutil.copytree(birds, tmp_path, dirs_exist_ok=True)
+    run.write_json(run.environment, {**facts, "photos": str(tmp_path / "list.csv")})
+    with pytest.raises(FieldmarkError, match="among the photos"):
+        export(run.folder, "keras", out=tmp_path / "Cockatoo" / "out")
 
 
 # ---- the photos ---------------------------------------------------------------------------------

@@ -56,6 +56,16 @@ def test_a_row_a_photo_with_all_probabilities(tmp_path: Path) -> None:
     assert written(place, []) == {"/a.jpg": "", "/b.jpg": "", "/c.jpg": 'is "cut" off'}
 
 
+def test_a_quote_too_many_does_not_take_the_rows_behind_it(tmp_path: Path) -> None:
+    place = tmp_path / "a.csv"
+    written(place, [answer(f"/{i}.jpg") for i in range(5)])
+    content = place.read_bytes().replace(b"/1.jpg", b'/1".jpg')
+    place.write_bytes(content)
+    with pytest.raises(FieldmarkError, match=r"Row 3 of .* is damaged: take it out"):
+        written(place, [answer("/9.jpg")])
+    assert place.read_bytes() == content
+
+
 PATHS = st.lists(st.text(min_size=1, max_size=8), unique_by=known_as, max_size=6)
 
 

@@ -33,6 +33,7 @@ def test_the_facts_are_those_of_the_photos(birds: Path) -> None:
         for name in rule.MULTIPLY_ADDS
     ],
 )
+@pytest.mark.usefixtures("whole_network")
 def test_the_costs_are_those_of_the_networks(name: Network) -> None:
     built = network.build(name, image_size=224, classes=4)
     found = network.cost(built).multiply_adds

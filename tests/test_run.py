@@ -91,6 +91,8 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path)
     run = new_run(tmp_path / "run")
     run.environment.write_text("{")
+    with pytest.raises(FieldmarkError, match=r"environment.json"):
+        run.read_environment()
     with pytest.raises(FieldmarkError, match="is not a run folder"):
         open_run(run.folder)
     run.environment.write_text('{"schema": 2}')

@@ -89,9 +89,12 @@ def test_a_link_to_a_photo_is_sorted_as_the_photo(tmp_path: Path) -> None:
     assert not (tmp_path / "hardlink" / "rose" / "b.jpg").is_symlink()
 
 
-@pytest.mark.parametrize("name", ["x" * 251 + ".jpg", "é" * 125 + ".jpg", "x." + "y" * 250])
-def test_a_long_name_is_cut(tmp_path: Path, name: str) -> None:
-    target = Target(tmp_path / "out", "copy")
+@pytest.mark.parametrize(
+    "name", ["x" * 251 + ".jpg", "é" * 125 + ".jpg", "x." + "y" * 250, "x" * 100 + "." + "y" * 150]
+)
+@pytest.mark.parametrize("how", HOWS)
+def test_a_long_name_is_cut(tmp_path: Path, name: str, how: How) -> None:
+    target = Target(tmp_path / "out", how)
     for i in range(2):
         target.put(photo(tmp_path / str(i), name, b"%d" % i), "rose")
     assert sorted(contents(tmp_path / "out").values()) == [b"0", b"1"]
@@ -109,6 +112,50 @@ def test_the_photos_own_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FieldmarkError, match="photos are only read"):
         Target(tmp_path / "link", "copy").put(path, "rose")
     assert contents(tmp_path) == {"rose/a.jpg": b"content"}
+
+
+def test_a_class_s_folder_that_is_a_link_elsewhere_is_refused(tmp_path: Path) -> None:
+    path = photo(tmp_path / "photos", "owl/a.jpg", b"content")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "rose").symlink_to(tmp_path / "photos" / "tulip")
+    (tmp_path / "photos" / "tulip").mkdir()
+    with pytest.raises(FieldmarkError, match=r"rose is a link that leads out of .*out: take it"):
+        Target(tmp_path / "out", "copy").put(path, "rose")
+    assert contents(tmp_path / "photos") == {"owl/a.jpg": b"content"}
+    (tmp_path / "link").symlink_to(tmp_path / "out")  # the whole may be a link
+    Target(tmp_path / "link", "copy").put(path, "owl")
+    assert (tmp_path / "out" / "owl" / "a.jpg").exists()
+
+
+def test_a_copy_has_its_name_and_its_content_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever moment the process ends in, there is no empty file of a photo's name."""
+    path = photo(tmp_path / "in", "a.jpg", b"content")
+
+    def ended(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("link", "unlink"):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(os, name, ended)
+            patched.setattr(Path, "unlink", ended)  # where the process is killed, none is called
+            Target(tmp_path / name, "copy").put(path, "rose")
+        there = tmp_path / name / "rose" / "a.jpg"
+        assert not there.exists() or there.read_bytes() == b"content"
+
+
+def test_a_file_system_without_links_gets_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    for number in range(2):
+        path = photo(tmp_path / str(number), "a.jpg", b"%d" % number)
+        Target(tmp_path / "out", "copy").put(path, "rose")
+    assert contents(tmp_path / "out") == {"rose/a.jpg": b"0", "rose/a-2.jpg": b"1"}
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def bench(
     """
     if rounds < 1:
         raise FieldmarkError(f"{rounds} rounds: ask for one at least.")
-    first = Path(model)
+    first = Path(model).absolute()
     with ExitStack() as stack:
         drawn = stack.enter_context(tempfile.TemporaryDirectory())
         source, chosen = _photos(first, photos, Path(drawn))
@@ -101,7 +101,10 @@ def bench(
     figures = [_figures(each, watched[0]) for each in watched]
     for each, found in zip(watched, figures, strict=True):
         if not is_run(each.place):
-            _write(each.place / BENCH, {**facts, **found})
+            try:
+                _write(each.place / BENCH, {**facts, **found})
+            except FieldmarkError as error:
+                say(f"The figures are not kept with the export: {error}")
     return {**facts, "models": figures}
 
 

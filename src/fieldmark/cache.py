@@ -599,11 +599,21 @@ def _make_folder(place: Path) -> None:
 def _paths(place: Path) -> list[Path]:
     """List what in the cache folder is ours: entries, and what is being built or removed."""
     try:
-        return [
-            path for path in place.iterdir() if OURS.fullmatch(path.name) and not path.is_symlink()
-        ]
+        return [path for path in place.iterdir() if _is_ours(path)]
     except FileNotFoundError:
         return []
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell what is ours by its name, and an entry, whose name others may have, by what it holds."""
+    if not OURS.fullmatch(path.name) or path.is_symlink():
+        return False
+    if not _is_entry(path):
+        return True
+    with suppress(OSError):  # it is a file, or has just gone
+        held = {each.name for each in path.iterdir()}
+        return bool(held) and held <= {PIXELS, INDEX, ENTRY, LOCK}
+    return False
 
 
 def _is_entry(path: Path) -> bool:

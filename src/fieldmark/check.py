@@ -83,7 +83,11 @@ def check(
     root = Path(source)
     records = _records(Path(split)) if split is not None else ()
     photos, trouble = _listed(root)
-    refuse_places([path for path in outputs if path], root, photos, split)
+    places = [path for path in outputs if path]
+    for path in places:
+        if run.is_run(path.parent):
+            raise FieldmarkError(f"{path} lies in a run: name a file elsewhere.")
+    refuse_places(places, root, photos, split)
     return examine(photos, source=root, records=records, trouble=trouble)
 
 

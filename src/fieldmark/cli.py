@@ -205,12 +205,15 @@ def check(
     from fieldmark.check import check as examine
 
     report = examine(photos, split=split, outputs=(csv, html))
-    print(sheet.table(report))
     if csv is not None:
         sheet.write_csv(report, csv)
-        console.say(f"Rows: {csv}")
     if html is not None:
         sheet.write_html(report, html)
+    with contextlib.suppress(BrokenPipeError):  # whoever read along has left; what is found counts
+        print(sheet.table(report), flush=True)
+    if csv is not None:
+        console.say(f"Rows: {csv}")
+    if html is not None:
         console.say(f"Sheet: {html}")
     if strict and report.serious:
         sys.exit(FOUND)
@@ -845,11 +848,21 @@ def main(words: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         errors.print("Stopped.")
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # whoever read along has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        _left_alone()
     except OSError as error:  # a file's has become a sentence: this is standard output's
         if error.errno not in (errno.ENOSPC, errno.EIO):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         errors.print(f"error: standard output cannot be written ({error.strerror}): make room.")
         sys.exit(BAD_INPUT)
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _left_alone()
+
+
+def _left_alone() -> None:
+    """Write no more: whoever read along has left."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

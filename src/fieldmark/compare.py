@@ -14,7 +14,6 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,7 +140,7 @@ def compare(
 def _refuse_asked(names: Sequence[str], split: str | None, resamples: int) -> None:
     if len(names) < 2:
         raise FieldmarkError("A comparison takes two runs or more: name another one.")
-    places = [Path(name).resolve() for name in names]
+    places = [os.path.realpath(name) for name in names]
     twice = next((name for i, name in enumerate(names) if places[i] in places[:i]), None)
     if twice is not None:
         raise FieldmarkError(f"{twice} is named twice: name each run once.")

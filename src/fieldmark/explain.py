@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ LONGEST = 28  # signs of a file's name; for a longer one the sheet has the numbe
 ON_THE_SHEET = 40  # photos; more make a picture that few programs open
 
 SHEET = "sheet.png"
+WRITTEN = re.compile(r"photo\.jpg|maps\.npy|map-\d+\.png|neighbour-\d+\.jpg")  # of one photo
 
 
 @dataclass(frozen=True)
@@ -265,49 +267,58 @@ def training_photos(run: Run, classifier: Trained, mapper: Mapper, *, weights: s
     """Return the training photos with their features, which are kept in the run.
 
     They are computed for photos that are new, and for all where the weights are others than those
-    of the sha256 `weights`. Photos that are gone are left out, and that is said.
+    of the sha256 `weights`. Photos that are gone, or are others than they were, are left out, and
+    that is said.
     """
     folder = run.photo("")
     listed = [row for row in run.read_split() if row.split == "training"]
-    there = tuple(row for row in listed if (folder / row.path).is_file())
+    known = kept_features(run.features, weights)
+    there = tuple(
+        row
+        for row in listed
+        if files.is_file(folder / row.path)
+        and (row.sha256 in known or same(folder / row.path, row.sha256))
+    )
     if len(there) < len(listed):
         say(
-            f"{len(listed) - len(there)} of {len(listed)} training photos are gone from {folder} "
-            "and are no one's neighbours."
+            f"{len(listed) - len(there)} of {len(listed)} training photos are gone from {folder}, "
+            "or are others than they were, and are no one's neighbours."
         )
-    known = kept_features(run.features, weights)
-    fresh = [row.path for row in there if row.path not in known]
+    fresh = {row.sha256: row.path for row in there if row.sha256 not in known}
     if fresh:
-        spots = [folder / path for path in fresh]
+        spots = [folder / path for path in fresh.values()]
         found = [
             heatmaps.pooled(mapper(images.scale(batch, classifier.specification)))
             for batch in classifier.stream(spots, "Features of training photos")
         ]
         known |= dict(zip(fresh, np.concatenate(found).astype(np.float32), strict=True))
-        keep_features(run.features, weights, known)
+        try:
+            keep_features(run.features, weights, known)
+        except FieldmarkError as error:
+            say(f"The features are not kept for the next time: {error}")
     width = mapper.kernel.shape[0]
-    rows = np.array([known[row.path] for row in there], np.float32).reshape(len(there), width)
+    rows = np.array([known[row.sha256] for row in there], np.float32).reshape(len(there), width)
     return Training(folder, there, normalised(rows))
 
 
 def kept_features(file: Path, weights: str) -> dict[str, Floats]:
-    """Return the features that are kept of photos, by their paths; none that others computed."""
+    """Return the features that are kept of photos, by their sha256; none that others computed."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as kept:
             if str(kept["weights"]) != weights:
                 return {}
-            return dict(zip(kept["paths"].tolist(), kept["features"], strict=True))
+            return dict(zip(kept["photos"].tolist(), kept["features"], strict=True))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent or damaged
         return {}
 
 
 def keep_features(file: Path, weights: str, features: dict[str, Floats]) -> None:
-    """Write features by their photos' paths, with the sha256 of the weights that they are of."""
+    """Write features by their photos' sha256, with that of the weights that they are of."""
     with files.writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     with files.whole_file(file) as temporary:
         rows = np.stack(list(features.values()))
-        np.savez(temporary, weights=weights, paths=np.array(list(features)), features=rows)
+        np.savez(temporary, weights=weights, photos=np.array(list(features)), features=rows)
 
 
 def normalised(rows: NDArray[Any]) -> Floats:
@@ -499,13 +510,9 @@ def sha256_of(file: Path) -> str:
 
 def refuse_place(place: Path, run: Run, photos: Sequence[Path]) -> None:
     """Raise where the explanations would lie among photos, or replace what is none of ours."""
-    source = run.read_source()
-    folders = {source, *photos}
-    if source.is_file():  # a CSV, which may lie in a folder of much else
-        folders |= {(source.parent / row.path).parent for row in run.read_split()} - {source.parent}
-    files.refuse_among(place, sorted(folder for folder in folders if files.is_folder(folder)))
-    if not ours(place):
-        files.refuse_existing(place)
+    named = (folder for folder in photos if files.is_folder(folder))
+    files.refuse_among(place, [*run.photo_folders(), *named])
+    files.refuse_replacing(place, ours)
 
 
 def ours(place: Path) -> bool:
@@ -513,5 +520,12 @@ def ours(place: Path) -> bool:
     if files.is_link(place) or not files.is_file(place / EXPLANATIONS):
         return False
     return all(
-        each.name in (EXPLANATIONS, SHEET) or each.name.isdecimal() for each in place.iterdir()
+        each.name in (EXPLANATIONS, SHEET) or _is_of_a_photo(each) for each in place.iterdir()
     )
+
+
+def _is_of_a_photo(place: Path) -> bool:
+    """Tell whether a folder holds what explains a photo: its number is no proof of it."""
+    if not place.name.isdecimal() or files.is_link(place) or not files.is_folder(place):
+        return False
+    return all(WRITTEN.fullmatch(each.name) for each in place.iterdir())

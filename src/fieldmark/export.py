@@ -214,10 +214,8 @@ def refuse_asked(
 
 def refuse_place(place: Path, run: Run, form: Format, precision: Precision) -> None:
     """Raise where the export would be among photos, or over something else."""
-    source = run.read_source()
-    files.refuse_among(place, [source] if source.is_dir() else [])
-    if not ours(place, form, precision):
-        files.refuse_existing(place)
+    files.refuse_among(place, run.photo_folders())
+    files.refuse_replacing(place, partial(ours, form=form, precision=precision))
 
 
 def ours(place: Path, form: Format, precision: Precision) -> bool:

@@ -64,8 +64,7 @@ def replaced_folder(path: Path, ours: Callable[[Path], bool]) -> Iterator[Path]:
     What is there goes only then, and only where it is `ours`; it comes back where the new folder
     cannot take over.
     """
-    if not ours(path):
-        refuse_existing(path)
+    refuse_replacing(path, ours)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
     before = path.with_name(f".{path.name}.{os.getpid()}.old")
     with whole_folder(fresh) as temporary, writing(path):
@@ -85,11 +84,23 @@ def replaced_folder(path: Path, ours: Callable[[Path], bool]) -> Iterator[Path]:
         shutil.rmtree(before, ignore_errors=True)
 
 
-def refuse_existing(path: Path) -> None:
-    """Raise where `path` is a file, a folder that holds anything, or in a place not writable."""
+def refuse_replacing(path: Path, ours: Callable[[Path], bool]) -> None:
+    """Raise where `path` is something else than a folder of `ours` or a new one."""
+    _refuse_here(path)
+    if not ours(path):
+        refuse_existing(path)
+
+
+def _refuse_here(path: Path) -> None:
     with writing(path):
         if os.path.realpath(path) == str(Path.cwd()):
             raise FieldmarkError(f"{path} is the folder that you are in: name a new one.")
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise where `path` is a file, a folder that holds anything, or in a place not writable."""
+    _refuse_here(path)
+    with writing(path):
         if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
             raise FieldmarkError(
                 f"{path} exists already and is not overwritten: "
@@ -117,13 +128,17 @@ def refuse_among(place: Path, folders: Iterable[Path]) -> None:
     Symbolic links are followed on both sides, so that no way leads in.
     """
     with writing(place):
-        real = Path(os.path.realpath(place))
         for folder in folders:
-            if real.is_relative_to(os.path.realpath(folder)):
+            if lies_in(place, folder):
                 raise FieldmarkError(
                     f"{place} lies among the photos of {folder}, which are only read: "
                     "name a place elsewhere."
                 )
+
+
+def lies_in(place: Path, folder: Path) -> bool:
+    """Tell whether a place is in a folder, wherever links lead."""
+    return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
 
 
 @contextmanager

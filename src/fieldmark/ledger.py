@@ -72,6 +72,10 @@ class Ledger:
                 if whole or len(record) > longest:
                     had(*self._read(number, record))
                     self._end += len(record)
+                elif any(len(_parsed(line)) == len(self._header) for line in _within(record)):
+                    raise self._damaged(
+                        number
+                    )  # by a quote too many: no crash leaves rows behind it
         elif first.startswith(header.removesuffix(END) + b"\n"):
             raise FieldmarkError(
                 f"Another program has changed the line ends of {self.path}: save it with those of "
@@ -89,17 +93,16 @@ class Ledger:
 
     def _read(self, number: int, record: bytes) -> tuple[str, str]:
         """Return the path and the error of a row."""
-        try:
-            text = record.decode()
-            (found,) = csv.reader(io.StringIO(text, newline=""), strict=True)
-        except (ValueError, csv.Error):
-            found = []
+        found = _parsed(record)
         if len(found) != len(self._header):
-            raise FieldmarkError(
-                f"Row {number} of {self.path} is damaged: take it out, and its photo is predicted "
-                "again."
-            )
+            raise self._damaged(number)
         return found[0], found[COLUMNS.index("error")]
+
+    def _damaged(self, number: int) -> FieldmarkError:
+        return FieldmarkError(
+            f"Row {number} of {self.path} is damaged: take it out, and its photo is predicted "
+            "again."
+        )
 
     def _append(self, content: bytes) -> None:
         with files.writing(self.path):
@@ -163,6 +166,20 @@ def _line(cells: Sequence[str]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerow(cells)
     return text.getvalue().encode()
+
+
+def _parsed(record: bytes) -> list[str]:
+    """Return the cells of a row; none where it is damaged."""
+    try:
+        (found,) = csv.reader(io.StringIO(record.decode(), newline=""), strict=True)
+    except (ValueError, csv.Error):
+        return []
+    return found
+
+
+def _within(record: bytes) -> list[bytes]:
+    """Return the lines behind a record's first that are ended."""
+    return record.split(END)[1:-1]
 
 
 def _records(file: io.FileIO, longest: int) -> Iterator[tuple[bytes, bool]]:

@@ -194,7 +194,8 @@ class Run:
 
     def read_environment(self) -> dict[str, Any]:
         """Return what the run was made with."""
-        facts: dict[str, Any] = json.loads(self.environment.read_text(encoding="utf-8"))
+        with _kept(self.environment):
+            facts: dict[str, Any] = json.loads(self.environment.read_text(encoding="utf-8"))
         return facts
 
     def read_source(self) -> Path:
@@ -211,6 +212,15 @@ class Run:
         """Return where a photo of the split lies; of "", their folder."""
         source = self.read_source()
         return (source.parent if files.is_file(source) else source) / path
+
+    def photo_folders(self) -> list[Path]:
+        """Return the folders that hold the photos it was trained on, and must not be written to."""
+        source = self.read_source()
+        if not files.is_file(source):
+            return [source]
+        # A CSV may lie in a folder of much else.
+        folders = {(source.parent / row.path).parent for row in self.read_split()}
+        return sorted(folders - {source.parent})
 
     def read_predictions(self) -> Predictions:
         """Return the predictions; raises a FieldmarkError where nobody made them."""

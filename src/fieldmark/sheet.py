@@ -336,10 +336,10 @@ def refuse_places(
     paths = [*photos.paths, *(each.path for each in photos.left_out)]
     for path in places:
         _refuse_over(path, source, photos.folder, paths, reserved)
-        if split is not None and path.resolve() == Path(split).resolve():
+        if split is not None and os.path.realpath(path) == os.path.realpath(split):
             raise FieldmarkError(f"{path} is the split itself: name another file.")
         files.require_folder(path.parent)
-    if len({path.resolve() for path in places}) < len(places):
+    if len({os.path.realpath(path) for path in places}) < len(places):
         raise FieldmarkError(f"{places[0]} cannot be both the CSV and the sheet: name two files.")
 
 

@@ -27,6 +27,7 @@ How = Literal["copy", "hardlink", "symlink"]
 
 NONE = "none_of_these"
 LONGEST = 160  # bytes of a name; systems take 255, a number and a temporary name are added
+LONGEST_SUFFIX = 40  # bytes of what is behind its last dot
 # Signs that some system does not allow in a name, or that mean something to it; "%" escapes them.
 UNSAFE = re.compile(r'[\x00-\x1f\x7f%/\\:*?"<>|]|^[. ~-]|[. ]$')
 # Names that Windows keeps for its devices, and our own.
@@ -50,6 +51,11 @@ class Target:
             raise FieldmarkError(
                 f"{folder} is where {photo} lies, and photos are only read: sort into a new folder."
             )
+        if not files.lies_in(folder, self.folder):
+            raise FieldmarkError(
+                f"{folder} is a link that leads out of {self.folder}: take it away, or sort into a "
+                "new folder."
+            )
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         for place in _names(folder, os.path.basename(photo)):  # noqa: PTH119
@@ -66,17 +72,11 @@ class Target:
             elif self.how == "hardlink":
                 os.link(os.path.realpath(photo), place)
             else:
-                with files.whole_file(place) as temporary:
-                    shutil.copy2(photo, temporary)
-                    place.open("xb").close()  # so that no other process takes the name
+                _copied(photo, place)
         except FileExistsError:
             return False
-        except FieldmarkError as error:
-            if isinstance(error.__cause__, FileExistsError):
-                return False
-            raise
         except OSError as error:
-            if error.errno == errno.EXDEV:
+            if error.errno == errno.EXDEV and self.how == "hardlink":
                 raise FieldmarkError(
                     f"{place} cannot be a hard link to a photo on another file system: "
                     "add --sort-as copy, or symlink."
@@ -96,6 +96,22 @@ class Target:
         return filecmp.cmp(photo, place, shallow=False)
 
 
+def _copied(photo: str, place: Path) -> None:
+    """Copy a photo to a name; raises FileExistsError where that is taken."""
+    temporary = place.with_name(f".{place.stem}.{os.getpid()}.partial{place.suffix}")
+    try:
+        shutil.copy2(photo, temporary)
+        try:
+            os.link(temporary, place)  # takes the name and has the content in one step
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            place.open("xb").close()
+            temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def folder_name(label: str) -> str:
     """Return a class' name as a folder's: no two classes have the same one.
 
@@ -112,16 +128,16 @@ def _escaped(sign: str) -> str:
     return "".join(f"%{byte:02X}" for byte in sign.encode())
 
 
-def _shortened(name: str, end: str) -> str:
+def _shortened(name: str, end: str, longest: int = LONGEST) -> str:
     """Return a name that is not too long; one that is, is cut and gets another end."""
     content = os.fsencode(name)
-    return name if len(content) <= LONGEST else content[:LONGEST].decode(errors="ignore") + end
+    return name if len(content) <= longest else content[:longest].decode(errors="ignore") + end
 
 
 def _names(folder: Path, name: str) -> Iterator[Path]:
     """Yield the names that a photo may get, one after the other."""
     stem, suffix = os.path.splitext(name)  # noqa: PTH122
-    stem, suffix = _shortened(stem, ""), _shortened(suffix, "")
+    stem, suffix = _shortened(stem, ""), _shortened(suffix, "", LONGEST_SUFFIX)
     yield folder / f"{stem}{suffix}"
     for number in count(2):
         yield folder / f"{stem}-{number}{suffix}"
