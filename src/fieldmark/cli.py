@@ -848,21 +848,21 @@ def main(words: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         errors.print("Stopped.")
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        _left_alone()
     except OSError as error:  # a file's has become a sentence: this is standard output's
-        if error.errno not in (errno.ENOSPC, errno.EIO):
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more(error)
+    finally:
+        if sys.stdout is not None:
+            try:
+                sys.stdout.flush()
+            except OSError as error:
+                _write_no_more(error)
+
+
+def _write_no_more(error: OSError) -> None:
+    """Leave standard output alone: whoever read along has left, or there is no room."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno != errno.EPIPE:
         errors.print(f"error: standard output cannot be written ({error.strerror}): make room.")
         sys.exit(BAD_INPUT)
-    finally:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _left_alone()
-
-
-def _left_alone() -> None:
-    """Write no more: whoever read along has left."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

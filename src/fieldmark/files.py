@@ -128,17 +128,13 @@ def refuse_among(place: Path, folders: Iterable[Path]) -> None:
     Symbolic links are followed on both sides, so that no way leads in.
     """
     with writing(place):
+        real = Path(os.path.realpath(place))
         for folder in folders:
-            if lies_in(place, folder):
+            if real.is_relative_to(os.path.realpath(folder)):
                 raise FieldmarkError(
                     f"{place} lies among the photos of {folder}, which are only read: "
                     "name a place elsewhere."
                 )
-
-
-def lies_in(place: Path, folder: Path) -> bool:
-    """Tell whether a place is in a folder, wherever links lead."""
-    return Path(os.path.realpath(place)).is_relative_to(os.path.realpath(folder))
 
 
 @contextmanager

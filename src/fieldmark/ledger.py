@@ -73,9 +73,8 @@ class Ledger:
                     had(*self._read(number, record))
                     self._end += len(record)
                 elif any(len(_parsed(line)) == len(self._header) for line in _within(record)):
-                    raise self._damaged(
-                        number
-                    )  # by a quote too many: no crash leaves rows behind it
+                    # By a quote too many: where a process ended, no row is behind the half one.
+                    raise self._damaged(number)
         elif first.startswith(header.removesuffix(END) + b"\n"):
             raise FieldmarkError(
                 f"Another program has changed the line ends of {self.path}: save it with those of "

@@ -51,7 +51,7 @@ class Target:
             raise FieldmarkError(
                 f"{folder} is where {photo} lies, and photos are only read: sort into a new folder."
             )
-        if not files.lies_in(folder, self.folder):
+        if not Path(_real(str(folder))).is_relative_to(_real(str(self.folder))):
             raise FieldmarkError(
                 f"{folder} is a link that leads out of {self.folder}: take it away, or sort into a "
                 "new folder."
