@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from fieldmark import console, draw, network
+from fieldmark import console, draw
 from fieldmark.recipe import ARTICLE
 from fieldmark.run import Run
 
@@ -61,13 +61,16 @@ def half_as_deep(input_shape: tuple[int, int, int], classes: int) -> Any:
     return keras.Model(image, resnet_v2.head(x, classes), name="small")
 
 
-network.BUILDERS["small"] = half_as_deep  # in this process; a command in its own has the whole
+def pytest_collection_finish() -> None:
+    """Build it in this process, where Keras is needed; a command in its own has the whole."""
+    if "fieldmark.network" in sys.modules:
+        sys.modules["fieldmark.network"].BUILDERS["small"] = half_as_deep
 
 
 @pytest.fixture(scope="module")
 def whole_network() -> Iterator[None]:
     """Build all of "small" in this process too."""
-    from fieldmark import resnet_v2
+    from fieldmark import network, resnet_v2
 
     network.BUILDERS["small"] = resnet_v2.Small
     yield

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fieldmark import locks
+from fieldmark.errors import FieldmarkError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows keeps what is open by itself")
 
@@ -18,6 +19,7 @@ CHILD = r"""
 import sys
 from pathlib import Path
 from fieldmark import locks
+from fieldmark.errors import FieldmarkError
 held = getattr(locks, sys.argv[1])(Path(sys.argv[2]))
 print(held is not None, flush=True)
 sys.stdin.read()
@@ -165,6 +167,22 @@ def test_the_sole_one_cleans_up_after_itself(tmp_path: Path) -> None:
     with locks.sole(path) as again:
         assert again
     assert not path.exists()
+
+
+def test_who_is_not_alone_is_refused(tmp_path: Path) -> None:
+    with locks.alone(tmp_path / "lock", "Somebody is at it."):
+        with pytest.raises(FieldmarkError, match=r"^Somebody is at it\.$"):
+            with locks.alone(tmp_path / "lock", "Somebody is at it."):
+                pass
+    with pytest.raises(FieldmarkError, match=r"none.*lock cannot be written"):
+        with locks.alone(tmp_path / "none" / "lock", ""):
+            pass
+
+
+def test_an_error_of_the_work_is_not_one_of_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="other"), locks.alone(tmp_path / "lock", ""):
+        (tmp_path / "other").read_bytes()
+    assert not (tmp_path / "lock").exists()
 
 
 def test_of_many_at_once_one_is_the_sole(tmp_path: Path) -> None:

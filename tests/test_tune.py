@@ -355,10 +355,10 @@ def test_other_photos_are_refused(search: Search, tmp_path: Path) -> None:
         tune.prepared(search, others, split.read(search.split))
 
 
-def test_two_do_not_search_the_same(search: Search) -> None:
-    with tune.alone(search), pytest.raises(FieldmarkError, match="another process"):
-        with tune.alone(search):
-            pass
+def test_two_do_not_search_the_same(search: Search, birds: Path) -> None:
+    Search(search.folder, replace(search.plan, asked={"values": {}})).save()
+    with locks.sole(search.folder / "lock"), pytest.raises(FieldmarkError, match="another process"):
+        tune.tune(birds, search.folder, count=2)
 
 
 # ---- the verdict --------------------------------------------------------------------------------

@@ -14,8 +14,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from fieldmark import files
+from fieldmark.errors import FieldmarkError
 
 if sys.platform == "win32":
     import msvcrt
@@ -103,6 +106,17 @@ def sole(path: Path) -> Iterator[bool]:
             with suppress(OSError):
                 path.unlink()
             os.close(lock)
+
+
+@contextmanager
+def alone(path: Path, refusal: str) -> Iterator[None]:
+    """Be the one process that has a lock; raise `refusal` as a FieldmarkError where another has."""
+    with ExitStack() as held:
+        with files.writing(path):  # of the lock alone: what is done meanwhile has its own names
+            ours = held.enter_context(sole(path))
+        if not ours:
+            raise FieldmarkError(refusal)
+        yield
 
 
 def _is_still(path: Path, file: int) -> bool:

@@ -111,12 +111,8 @@ def opened(
         )
     with files.writing(folder):
         folder.mkdir(exist_ok=True)
-        lock = locks.sole(folder / LOCK)
-    with lock as ours:
-        if not ours:
-            raise FieldmarkError(
-                f"{folder} is being written by another process: wait until it is done."
-            )
+    busy = f"{folder} is being written by another process: wait until it is done."
+    with locks.alone(folder / LOCK, busy):
         parts = Parts(folder, classes, model)
         parts.go_on(had)
         try:

@@ -256,9 +256,8 @@ def kept(place: str | os.PathLike[str], *, role: str = "work") -> Iterator[Kept]
     above = work.folder.parent
     with files.writing(above):
         above.parent.mkdir(parents=True, exist_ok=True)
-    with locks.sole(above.with_suffix(".lock")) as ours:
-        if not ours:
-            raise FieldmarkError(f"{url} is worked on by another process: wait for it.")
+    busy = f"{url} is worked on by another process: wait for it."
+    with locks.alone(above.with_suffix(".lock"), busy):
         shutil.rmtree(above, ignore_errors=True)  # what lies at the URL is what counts
         try:
             work.pull()

@@ -11,8 +11,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
@@ -134,7 +133,8 @@ def fit(
         specification=fed.specification,
         records=fed.records,
     )
-    with alone(run):
+    busy = f"{run.folder} is being trained by another process: wait for it, or give another --out."
+    with locks.alone(run.lock, busy):
         try:
             album = Album(run, Lettering(language), fed.photos.classes, show=show)
             with (
@@ -213,18 +213,6 @@ def finished(run: Run) -> bool:
     log = run.read_log()
     done = bool(log) and (not recipe.epochs or loop.over(log, recipe, recipe.epochs))
     return done and (run.figures / "predictions.png").exists()
-
-
-@contextmanager
-def alone(run: Run) -> Iterator[None]:
-    """Keep every other process from training into a run meanwhile."""
-    with files.writing(run.lock), locks.sole(run.lock) as ours:
-        if not ours:
-            raise FieldmarkError(
-                f"{run.folder} is being trained by another process: wait for it, "
-                "or give another --out."
-            )
-        yield
 
 
 def built(recipe: Recipe, classes: int) -> Any:

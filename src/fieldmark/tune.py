@@ -116,7 +116,8 @@ def tune(
             draft = Search(temporary, search.plan)
             split.write(draft.split, records)
             draft.save()
-    with alone(search):
+    busy = f"{folder} is being searched by another process: wait for it, or give another --out."
+    with locks.alone(folder / "lock", busy):
         try:
             if len(search.ended) < count:
                 searched(search, photos, count, workers=workers, address=address, keep=keep)
@@ -153,19 +154,6 @@ def refuse_other(search: Search, asked: Mapping[str, Any], backend: str, count: 
             f"{search.folder} has {len(search.trials)} trials already: give --trials "
             f"{len(search.trials)} or more, or another --out."
         )
-
-
-@contextmanager
-def alone(search: Search) -> Iterator[None]:
-    """Keep every other process from going on with the same search."""
-    lock = search.folder / "lock"
-    with files.writing(lock), locks.sole(lock) as ours:
-        if not ours:
-            raise FieldmarkError(
-                f"{search.folder} is being searched by another process: wait for it, "
-                "or give another --out."
-            )
-        yield
 
 
 def kept(search: Search, count: int) -> str:
