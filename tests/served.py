@@ -59,7 +59,8 @@ def load():
         raise KeyError("weights")
     made = engine if text != "nan" else lambda squares: np.full((len(squares), 3), np.nan)
     return Classifier(
-        place=place, backend="fake", classes=("red", "grün <b>&amp;", "蓝"),
+        place=place, backend="fake",
+        classes=("rot" if text == "renamed" else "red", "grün <b>&amp;", "蓝"),
         specification=ImageSpec(size=8, mode="squash", interpolation="bilinear", scaling="0..255"),
         decision=Decision(temperature=1.0, threshold=0.6, coverage=0.9, photos=10), engine=made,
     )

@@ -180,6 +180,9 @@ MISTAKES = {
     "split BIRDS --out file": "file exists and is no split",
     "split BIRDS --out begun/split.csv": "begun/split.csv lies in a run, which keeps the split",
     "split BIRDS --out s.csv --group-by a{99999999999999999999}": "is not a regular expression",
+    "train BIRDS --out run --recipe scratch --warmup 100": "nothing of a training of 100",
+    "predict run x.jpg --quiet": "There is no photo x.jpg",
+    "predict run x.jpg --jsno": "Unknown option: --jsno",
     "split ~nobody-has-this-name/x --out s.csv": "There is no folder ~nobody-has-this-name/x",
     f"check {'x' * 300}": "xxx",
     f"predict {'x' * 300} BIRDS": "xxx",
@@ -256,6 +259,12 @@ def test_a_folder_that_cannot_be_written_is_named(birds: Path, tmp_path: Path) -
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "birds cannot be written (Permission denied)" in done.stderr
+
+
+def test_flags_are_to_the_recipe_that_is_named() -> None:
+    """Not to the article's, whose ten epochs have no room for a warm-up of twenty."""
+    flags = {"warmup": 20.0, "freeze_normalisation": True, "epochs": 0}
+    assert cli.RecipeFlags.model_validate(flags).model_dump(include={*flags}) == flags
 
 
 @pytest.mark.parametrize(

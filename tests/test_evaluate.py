@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +116,20 @@ def test_other_weights_make_an_evaluation_anew_necessary(run: Run) -> None:
     assert not run.predictions.exists()
     assert not run.metrics.exists()
     assert not run.decision.exists()
+
+
+def test_weights_that_were_written_meanwhile_are_not_those_that_were_judged(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(*what: Any) -> Any:
+        train.save_best(run, Trained.load(run).network)
+        return predicted(*what)
+
+    predicted = evaluate.predicted
+    monkeypatch.setattr(evaluate, "predicted", meanwhile)
+    with pytest.raises(FieldmarkError, match="was written anew meanwhile"):
+        evaluate.evaluate(run.folder)
+    assert not run.metrics.exists()
 
 
 def test_a_damaged_file_of_the_run_is_one_sentence(run: Run, tmp_path: Path) -> None:

@@ -131,6 +131,26 @@ def test_where_nobody_may_look_nothing_is(tmp_path: Path) -> None:
     assert not files.is_folder(long)
 
 
+def test_a_file_that_is_needed_is_missed(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for none in (tmp_path / "none", tmp_path, tmp_path / "loop"):
+        with pytest.raises(FieldmarkError, match="name another"):
+            files.require_file(none, "There is none: name another.")
+    (tmp_path / "file").touch()
+    files.require_file(tmp_path / "file", "")
+
+
+def test_a_file_that_was_exchanged_has_another_stamp(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    assert files.stamp(path) is None
+    path.write_text("a")
+    before = files.stamp(path)
+    assert before == files.stamp(path)
+    (tmp_path / "other").write_text("b")
+    (tmp_path / "other").replace(path)
+    assert files.stamp(path) != before
+
+
 def test_a_device_and_a_pipe_are_not_replaced(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -20,6 +20,11 @@ from fieldmark.formats import CODES
 from fieldmark.run import Run
 from served import GREEN, GREY, RED, Server, photo
 
+PLACES = {
+    **{"upper left": "左上", "upper middle": "上方", "upper right": "右上"},
+    **{"middle left": "左侧", "middle": "中间", "middle right": "右侧"},
+    **{"lower left": "左下", "lower middle": "下方", "lower right": "右下"},
+}
 WIDTHS = (360, 768, 1400)
 SERVE = "import sys; from fieldmark.serve import serve; serve(sys.argv[1], port=0)"
 
@@ -186,6 +191,21 @@ def test_photos_are_pasted_and_dropped(chromium: Any, address: str) -> None:
     page.quiet()
 
 
+def test_a_folder_among_dropped_photos_fails_alone(
+    chromium: Any, address: str, photos: list[Path], tmp_path: Path
+) -> None:
+    page = Page(chromium("en"), address)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    carried = {"items": [], "files": [str(folder), str(photos[0])], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "x": 200, "y": 200, "data": carried}
+        page.driver.execute_cdp_cmd("Input.dispatchDragEvent", event)
+    page.settled(2)
+    assert "cannot be read" in page.answers()[0]
+    assert page.answers()[1].startswith("red")
+
+
 def test_the_keyboard_is_enough(chromium: Any, address: str, photos: list[Path]) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -288,6 +308,12 @@ def test_a_key_is_asked_for_and_kept_in_memory(
         page.until("!document.getElementById('key-form').hidden")
         page.choose(photos[0])
         assert "key is missing" in page.answers()[0]
+        assert not page.one("#key-wrong").is_displayed()
+        for wrong in ("Sesame", "芝麻"):  # a header cannot hold the second
+            page.one("#key").send_keys(f"{wrong}\n")
+            page.until("!document.getElementById('key-wrong').hidden")
+            assert page.one("#key").is_displayed()
+            page.driver.execute_script("document.getElementById('key-wrong').hidden = true")
         page.one("#key").send_keys("sesame\n")
         page.until("document.querySelector('.answer').textContent.startsWith('red')")
         assert not page.one("#key-form").is_displayed()
@@ -310,6 +336,21 @@ def test_a_server_that_is_gone_is_said_and_tried_again(
         page.until("document.querySelector('.answer').textContent.startsWith('red')")
     finally:
         assert again.stop() == 0
+
+
+def test_another_model_names_its_classes(chromium: Any, tmp_path: Path, photos: list[Path]) -> None:
+    server = Server(tmp_path / "model")
+    try:
+        page = Page(chromium("en"), f"http://127.0.0.1:{server.port}/")
+        page.choose(photos[0])
+        (server.folder / "weights").write_text("renamed")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("swapped")
+        page.choose(photos[0])
+        assert page.answers()[0].startswith("rot")
+        page.until("document.querySelector('#names li').textContent === 'rot'")
+    finally:
+        assert server.stop() == 0
 
 
 @pytest.mark.slow
@@ -345,6 +386,13 @@ def test_a_run_shows_where_it_looks(
         assert size == trained.read_specification().size
         page.one(".actions button").click()
         page.until("document.querySelector('img').src.startsWith('blob:')")
+        page.all("button.row")[0].click()
+        page.until("document.querySelector('img').src.startsWith('data:image/png')")
+        english = page.one("figcaption").text
+        page.one("#language").click()
+        chinese = page.one("figcaption").text
+        place, share = re.findall(r"strongest in the (.+) of the photo; (\d+)%", english)[0]
+        assert f"{PLACES[place]}，照片的 {share} %" in chinese
         page.quiet()
     finally:
         process.terminate()

@@ -106,12 +106,23 @@ def test_weights_say_which_network_they_are_of(trained: Run, tmp_path: Path) -> 
         *(32, 299, 224)
     ]
     for name in ("none.h5", "none.keras"):
-        with pytest.raises(FieldmarkError, match="does not say which network it is of"):
+        with pytest.raises(FieldmarkError, match="There is no file"):
             rule.network_of(str(tmp_path / name))
+        (tmp_path / name).write_text("no weights")
+    with pytest.raises(FieldmarkError, match="does not say which network it is of"):
+        rule.network_of(str(tmp_path / "none.h5"))
+    with pytest.raises(FieldmarkError, match=r"none.keras cannot be read"):
+        rule.network_of(str(tmp_path / "none.keras"))
     with zipfile.ZipFile(tmp_path / "odd.keras", "w") as archive:
         archive.writestr("config.json", '{"config": {"name": "odd"}}')
     with pytest.raises(FieldmarkError, match="No recipe is chosen for the network 'odd'"):
         rule.recipe_for(FLOWERS, CPU, 10, wishes={"weights": str(tmp_path / "odd.keras")})
+
+
+def test_a_batch_is_never_larger_than_the_photos() -> None:
+    tiny = Facts(count=10, classes=4, smallest=2, largest=2, side=64)  # 4 x 3, of which 8 are left
+    for wishes in ({"weights": "imagenet"}, {}):
+        assert rule.recipe_for(tiny, CPU, 60, wishes=wishes).recipe.batch_size <= 8
 
 
 def test_weights_downloaded_before_are_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from fieldmark import images
 from fieldmark.errors import FieldmarkError
 from fieldmark.explain import described
 from fieldmark.formats import UnreadableImage
-from fieldmark.heatmaps import Mapper, maps
+from fieldmark.heatmaps import Mapper, Peak, maps
 from fieldmark.images import ImageSpec
 from fieldmark.predict import Answer, Classifier
 from fieldmark.run import Run
@@ -232,7 +232,8 @@ def test_a_run_is_explained_as_by_the_command(trained: Run, birds: Path) -> None
     expected = maps(seen, mapper.kernel, np.array([2])).values[0, 0]
     np.testing.assert_allclose(asked.values, expected, atol=1e-4)
     side = network.specification.size
-    assert asked.words == described(asked.name, mapper.enlarged(expected, side))
+    assert asked.words == described(asked.name, asked.peak)
+    assert asked.peak == Peak.of(mapper.enlarged(expected, side))
     with Image.open(io.BytesIO(asked.png)) as drawn:
         assert drawn.size == (side, side)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import filecmp
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -208,3 +211,32 @@ def test_each_class_has_a_folder_of_its_own_just_below(
     assert [*around.iterdir()] == [folder]
     assert folder_name(one) != NONE
     assert len(os.fsencode(folder_name(one))) < 200
+
+
+def test_a_link_to_a_photo_of_another_user_has_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(b"a")
+    monkeypatch.setattr(os, "link", refused)
+    with pytest.raises(FieldmarkError, match="of another user: add --sort-as copy"):
+        Target(tmp_path / "out", "hardlink").put(str(photo), "rose")
+
+
+def test_a_file_of_another_user_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> bool:
+        raise PermissionError
+
+    photo, taken = tmp_path / "a.jpg", tmp_path / "out" / "rose" / "a.jpg"
+    photo.write_bytes(b"a")
+    taken.parent.mkdir(parents=True)
+    taken.write_bytes(b"b")
+    monkeypatch.setattr(filecmp, "cmp", refused)
+    Target(tmp_path / "out", "copy").put(str(photo), "rose")
+    assert taken.read_bytes() == b"b"
+    assert len(list(taken.parent.iterdir())) == 2

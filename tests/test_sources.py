@@ -190,3 +190,10 @@ def test_seen_knows_each_path_that_it_was_told(paths: list[str], recent: int) ->
         other = seen.copy()
         assert other.add("another path")
         assert len(seen) == len(told)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_list_that_windows_wrote_is_read(encoding: str) -> None:
+    names = [f"/photos/Möwe 鸟 {i}.jpg" for i in range(3000)]  # more than a chunk
+    content = "\r\n".join(names).encode(encoding)
+    assert [item.path for item in listed(content)] == names

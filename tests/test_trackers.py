@@ -249,6 +249,16 @@ def test_a_finished_run_is_told_late_and_only_once(
     assert "told no more" not in capsys.readouterr().out
 
 
+def test_no_store_is_made_among_the_photos_of_a_finished_run(
+    finished: Run, birds: Path, tmp_path: Path
+) -> None:
+    photos = Path(shutil.copytree(birds, tmp_path / "photos"))
+    before = sorted(photos.rglob("*"))
+    with pytest.raises(FieldmarkError, match="among the photos"):
+        fit(TINY, photos, finished.folder, mlflow=f"sqlite:///{photos / 'mlflow.db'}")
+    assert sorted(photos.rglob("*")) == before
+
+
 def test_a_run_that_was_deleted_in_mlflow_is_made_anew(finished: Run, store: str) -> None:
     for delete in (False, True):
         with trackers.told(finished, [trackers.MLflow(store, store)]) as audience:

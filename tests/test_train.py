@@ -25,7 +25,7 @@ from fieldmark import run as runs
 from fieldmark.backend import keras
 from fieldmark.errors import FieldmarkError
 from fieldmark.recipe import ARTICLE, Recipe
-from fieldmark.run import Epoch, Run
+from fieldmark.run import Epoch, Run, create
 
 BIRDS = ["Bananaquit", "Black Skimmer", "Black-throated Bushtit", "Cockatoo"]
 
@@ -272,6 +272,30 @@ def test_two_processes_do_not_train_into_one_run(birds: Path, tmp_path: Path) ->
         assert ours
         with pytest.raises(FieldmarkError, match="is being trained by another process"):
             train.fit(TINY, birds, tmp_path / "run")
+
+
+def test_the_second_of_two_that_begin_is_told_of_the_first(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(out: Path, **what: Any) -> Run:
+        create(out, **what)
+        return create(out, **what)
+
+    monkeypatch.setattr(train, "create", twice)
+    with pytest.raises(FieldmarkError, match="is being trained by another process"):
+        train.fit(TINY, birds, tmp_path / "run")
+    assert Run(tmp_path / "run").recipe.exists()
+
+
+def test_what_is_kept_is_said_with_its_own_accuracy(trained: Run, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(trained.folder, tmp_path / "run")))
+    first, second = run.read_log()
+    better = {**first, "val_accuracy": 0.875}
+    lines = [better, {**second, "val_accuracy": 0.75}]
+    run.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = train.outcome(run)
+    assert "after epoch 2: 75.0%, 6 of 8" in said
+    assert said.endswith("holds epoch 1, the best by validation accuracy: 87.5%.")
 
 
 def test_the_recipe_of_a_run_goes_on_without_being_named(trained: Run, birds: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -359,6 +360,19 @@ def test_two_do_not_search_the_same(search: Search, birds: Path) -> None:
     Search(search.folder, replace(search.plan, asked={"values": {}})).save()
     with locks.sole(search.folder / "lock"), pytest.raises(FieldmarkError, match="another process"):
         tune.tune(birds, search.folder, count=2)
+
+
+def test_the_second_of_two_that_begin_is_told_of_the_first(
+    search: Search, birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(*_: Any) -> list[split.Record]:
+        shutil.copytree(search.folder, tmp_path / "other")
+        return []
+
+    search.save()
+    monkeypatch.setattr(tune, "prepared", meanwhile)
+    with pytest.raises(FieldmarkError, match="another process"):
+        tune.tune(birds, tmp_path / "other", count=2, values={"image_size": 32, "epochs": 1})
 
 
 # ---- the verdict --------------------------------------------------------------------------------

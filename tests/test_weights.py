@@ -369,6 +369,16 @@ def test_numbers_that_are_not_finite_are_refused(target: Any, tmp_path: Path) ->
     refused(target, tmp_path / "nan.weights.h5", "no finite numbers")
 
 
+def test_what_holds_no_numbers_is_refused(target: Any, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "flat.h5", "w") as file:
+        file["layers"] = np.zeros(3)
+    refused(target, tmp_path / "flat.h5")
+    for name, content in (("whole.h5", np.zeros(3, int)), ("text.h5", "a")):
+        with h5py.File(tmp_path / name, "w") as file:
+            file["post_bn/post_bn/gamma:0"] = content
+        refused(target, tmp_path / name, "not of floating-point numbers")
+
+
 def test_layers_without_names_are_refused(target: Any, tmp_path: Path) -> None:
     small().save_weights(tmp_path / "a.weights.h5")
     with h5py.File(tmp_path / "a.weights.h5", "a") as file:

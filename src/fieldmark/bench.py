@@ -158,7 +158,7 @@ def _photos(model: Path, named: Sequence[Path], drawn: Path) -> tuple[str, list[
         if is_run(place):
             run = Run(place)
             rows = [row.path for row in run.read_split() if row.split != "training"]
-            there = [file for file in map(run.photo, rows) if file.is_file()]
+            there = [file for file in map(run.photo, rows) if files.is_file(file)]
             if there:
                 return "held out", there[:: -(-len(there) // PHOTOS)]
     return "drawn", sorted(birds(drawn / "birds", per_class=5, size=DRAWN).rglob("*.jpg"))

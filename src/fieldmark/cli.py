@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, Token
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from rich.console import Console
 from rich.text import Text
 
@@ -70,6 +70,11 @@ Whole = Annotated[int, Parameter(converter=_whole)]
 
 class RecipeFlags(Recipe, strict=False):
     """The recipe's fields as flags: from text, so that "8" becomes 8."""
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> RecipeFlags:
+        """Let them pass: the recipe that these are flags to is another than the article's."""
+        return self
 
 
 _section = 0
@@ -167,6 +172,8 @@ def launch(
     console.be_quiet(quiet)
     if verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+    if tokens[:1] == ("predict",):  # a list on standard input; what else has a hyphen is an option
+        tokens = tuple("./-" if word == "-" else word for word in tokens)
     try:
         app(tokens)
     except FieldmarkError as error:
@@ -596,7 +603,7 @@ def export(
 def predict(
     model: Source,
     /,
-    *photos: Annotated[Path, Parameter(converter=_source, allow_leading_hyphen=True)],
+    *photos: Source,
     csv: Place | None = None,
     parquet: Place | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,

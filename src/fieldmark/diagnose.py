@@ -32,6 +32,7 @@ from fieldmark import (
     check,
     data,
     features,
+    files,
     images,
     inference,
     loop,
@@ -133,17 +134,20 @@ def diagnose(folder: str | os.PathLike[str]) -> tuple[Finding, ...]:
     Raises a FieldmarkError for a run without weights, and where its photos are gone or changed;
     the run stays as it was.
     """
-    case = Case(open_run(folder))
+    run = open_run(folder)
+    files.require_folder(run.folder)  # before the minutes that it takes
+    case = Case(run)
     found: list[Finding] = []
     with meter("Testing", len(TESTS)) as shown:
         for test in TESTS:
             found += test(case)
             shown.advance(note=QUESTIONS[found[-1].test])
+    case.classifier.refuse_exchanged()
     findings = explained(found)
     told = [{"question": QUESTIONS[each.test], **asdict(each)} for each in findings]
     causes = [each.test for each in findings if each.verdict == "fault"]
-    case.run.write_json(case.run.findings, remarks(case, findings).model_dump())
-    case.run.write_json(case.run.diagnosis, {"findings": told, "causes": causes})
+    run.write_json(run.findings, remarks(case, findings).model_dump())
+    run.write_json(run.diagnosis, {"findings": told, "causes": causes})
     return findings
 
 

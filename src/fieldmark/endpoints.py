@@ -91,6 +91,14 @@ class Predicted(BaseModel):
     photos: list[PhotoAnswer]
 
 
+class Place(BaseModel):
+    """Where a map is strongest."""
+
+    down: int  # 0, 1 or 2: which third of the photo
+    across: int
+    share: float  # of the photo, that is at least half as strong
+
+
 class Explained(BaseModel):
     """Where in a photo something speaks for a class."""
 
@@ -99,6 +107,7 @@ class Explained(BaseModel):
     none_of_these: bool
     shown: str  # the class whose map it is
     words: str  # the map in a sentence
+    peak: Place | None  # none: nothing speaks for it
     layer: str
     map: list[list[float]]  # a cell of the feature map each, 0 to 1
     png: str  # base64: the photo in grey, the map over it
@@ -572,6 +581,7 @@ def explained(name: str, model: Model, answer: Answer, heat: Heat) -> dict[str, 
         "none_of_these": answer.label is None,
         "shown": heat.name,
         "words": heat.words,
+        "peak": heat.peak._asdict() if heat.peak else None,
         "layer": heat.layer,
         "map": [[round(float(each), 4) for each in row] for row in heat.values],
         "png": base64.b64encode(heat.png).decode(),

@@ -200,6 +200,7 @@ def _openvino(path: Path, threads: int | None, streams: int) -> Opened:
 
 
 def _onnx(path: Path, threads: int | None, _: int) -> Opened:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports to its makers
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldmark import data, metrics, predictions
+from fieldmark import data, files, metrics, predictions
 from fieldmark.console import say
 from fieldmark.errors import FieldmarkError
 from fieldmark.predictions import Predictions
@@ -55,6 +55,7 @@ def evaluate(
     if not 0 < coverage <= 1:
         raise FieldmarkError(f"A coverage of {coverage:g} is no share: give more than 0, up to 1.")
     run = open_run(folder)
+    files.require_folder(run.folder)
     classifier = Trained.load(run)
     rows = own(run) if photos is None else given(run, photos)
     if not rows:
@@ -64,6 +65,7 @@ def evaluate(
         )
     table = predicted(run, classifier, rows)
     judged = "validation" in table.splits  # else what was decided before stands
+    classifier.refuse_exchanged()
     before = None if judged else run.read_decision()
     found = metrics.measure(table, coverage=coverage, before=before)
     predictions.write(run.predictions, table)
@@ -86,12 +88,13 @@ def own(run: Run, *, elsewhere: Collection[str] = ()) -> list[Row]:
     if leaked := len(asked) - len(held_out):
         say(f"{leaked} of the photos held out were trained on too: they are left out.")
     rows = [as_row(record) for record in held_out if record.sha256 not in elsewhere]
-    gone = [row.path for row in rows if not run.photo(row.path).is_file()]
+    gone = [row.path for row in rows if not files.is_file(run.photo(row.path))]
     if gone:
-        raise FieldmarkError(
+        files.require_file(
+            run.photo(gone[0]),
             f"{len(gone)} of the {len(held_out)} photos that {run.folder} holds out are not where "
             f"they were, {run.photo(gone[0])} among them: bring them back, or name the folder that "
-            f"has all of them now, `fieldmark evaluate {run.folder} PHOTOS`."
+            f"has all of them now, `fieldmark evaluate {run.folder} PHOTOS`.",
         )
     listed = data.Photos(run.photo(""), (), tuple(row.path for row in rows), ())
     for row, sha256 in zip(rows, data.sha256s(listed), strict=True):

@@ -30,7 +30,7 @@ from fieldmark import data, files, heatmaps, images, plots, predictions
 from fieldmark.console import say
 from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
-from fieldmark.heatmaps import Floats, Mapper
+from fieldmark.heatmaps import Floats, Mapper, Peak
 from fieldmark.plots import Explained, Lettering
 from fieldmark.predictions import Predictions
 from fieldmark.run import EXPLANATIONS, Run, open_run
@@ -395,7 +395,7 @@ def explained(
     maps = []
     for k, number in enumerate(classes):
         save(here / f"map-{k}.png", heatmaps.overlay(square, enlarged[k]))
-        alt = described(names[number], enlarged[k])
+        alt = described(names[number], Peak.of(enlarged[k]))
         maps.append({"class": names[number], "overlay": f"{here.name}/map-{k}.png", "alt": alt})
     return {
         "path": asked.path,
@@ -412,18 +412,16 @@ def explained(
     }
 
 
-def described(name: str, heat: Floats) -> str:
-    """Say in words what a map (side, side) of a class shows."""
-    if not heat.any():
+def described(name: str, peak: Peak | None) -> str:
+    """Say in words what a map of a class shows."""
+    if peak is None:
         return f"Nothing in the photo speaks for {name}."
-    row, column = np.unravel_index(int(heat.argmax()), heat.shape)
-    down = ("upper", "middle", "lower")[3 * int(row) // len(heat)]
-    across = ("left", "middle", "right")[3 * int(column) // len(heat)]
+    down = ("upper", "middle", "lower")[peak.down]
+    across = ("left", "middle", "right")[peak.across]
     place = "middle" if down == across else f"{down} {across}"
-    share = float((heat >= heatmaps.CONTOUR).mean())
     return (
         f"What speaks for {name} is strongest in the {place} of the photo; "
-        f"{share:.0%} of it is at least half as strong."
+        f"{peak.share:.0%} of it is at least half as strong."
     )
 
 

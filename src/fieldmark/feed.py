@@ -233,12 +233,14 @@ def placed(
 def split_file(place: str) -> Path:
     """Return the file of a split that is named by itself or by the run that it was made for."""
     path = files.expanded(place)
-    if not path.exists():
-        raise FieldmarkError(
-            f"There is no split {place}: name `article`, `stratified`, a file that "
-            "`fieldmark split` wrote, or a run."
-        )
-    return open_run(path).split if path.is_dir() else path
+    if files.is_folder(path):
+        return open_run(path).split
+    files.require_file(
+        path,
+        f"There is no split {place}: name `article`, `stratified`, a file that `fieldmark split` "
+        "wrote, or a run.",
+    )
+    return path
 
 
 def batches_of(

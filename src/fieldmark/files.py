@@ -9,12 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fieldmark.errors import FieldmarkError
+
+Stamp = tuple[str, int, int, int]  # a file's path, number, bytes and time
 
 
 @contextmanager
@@ -152,6 +155,32 @@ def writing(path: Path) -> Iterator[None]:
 def is_file(path: Path) -> bool:
     """Tell whether a file is there; where nobody may look, none is."""
     return os.path.isfile(path)  # noqa: PTH113 - Path's own raises there
+
+
+def require_file(path: Path, otherwise: str) -> None:
+    """Raise `otherwise` where there is no such file, and the reason where nobody may look."""
+    try:
+        there = stat.S_ISREG(path.stat().st_mode)
+    except PermissionError as error:
+        raise FieldmarkError(closed(path)) from error
+    except OSError:
+        there = False
+    if not there:
+        raise FieldmarkError(otherwise)
+
+
+def closed(path: Path) -> str:
+    """Say that a file may not be read."""
+    return f"{path} cannot be read (Permission denied): change its rights, or those of its folder."
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Return what changes when a file is exchanged or written; of one that is gone, nothing."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return str(path), facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def is_link(path: Path) -> bool:

@@ -137,6 +137,23 @@ class Mapper:
         return np.asarray(rows @ values @ columns.T, np.float32)
 
 
+class Peak(NamedTuple):
+    """Where a map (side, side) is strongest, and how much of it is at least half as strong."""
+
+    down: int  # 0, 1 or 2: which third of the photo
+    across: int
+    share: float
+
+    @classmethod
+    def of(cls, heat: Floats) -> Peak | None:
+        """Return the peak of a map; of one that is nothing everywhere, none."""
+        if not heat.any():
+            return None
+        row, column = np.unravel_index(int(heat.argmax()), heat.shape)
+        share = float((heat >= CONTOUR).mean())
+        return cls(3 * int(row) // len(heat), 3 * int(column) // len(heat), share)
+
+
 def pooled(feature_map: Floats) -> NDArray[np.float64]:
     """Return the mean over the places of feature maps (n, h, w, k), (n, k)."""
     return np.asarray(feature_map.mean(axis=(1, 2), dtype=np.float64))

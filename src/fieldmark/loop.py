@@ -178,6 +178,11 @@ def best_of(log: Sequence[Epoch], monitor: Monitor) -> Best | None:
     return best
 
 
+def accuracy_of(line: Epoch, *, averaged: bool) -> float:
+    """Return the validation accuracy of a line of the log, of the averaged weights or the raw."""
+    return line["averaged_val_accuracy" if averaged else "val_accuracy"] or 0.0
+
+
 def looked_at(epoch: int, recipe: Recipe, epochs: int) -> bool:
     """Tell whether the validation photos are looked at after an epoch, counted from 0."""
     return (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == epochs

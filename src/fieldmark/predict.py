@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from fieldmark.errors import FieldmarkError
 from fieldmark.images import ImageSpec
 from fieldmark.manifest import MANIFEST, Manifest
 
-Stamp = tuple[tuple[str, int, int, int], ...]
 __all__ = ["Answer", "Classifier", "Engine"]
 
 
@@ -49,7 +47,7 @@ class Classifier:
     engine: Engine
     streams: int = 1  # how many batches it is best asked for at once
     network: Any = None  # Keras', of a run
-    stamp: Stamp = ()  # of its files, from before they were read; none where none was read
+    stamp: tuple[files.Stamp, ...] = ()  # of its files, from before they were read
 
     @classmethod
     def load(
@@ -170,11 +168,7 @@ def weights(place: Path) -> list[Path]:
     return sorted(path for path in place.rglob("*") if path.is_file() and path.suffix != ".json")
 
 
-def stamped(place: Path) -> Stamp:
+def stamped(place: Path) -> tuple[files.Stamp, ...]:
     """Return what changes when a file that holds the network is exchanged or written."""
-    found = []
-    for file in weights(place):
-        with suppress(OSError):  # whoever reads it says what is wrong with it
-            facts = file.stat()
-            found.append((str(file), facts.st_ino, facts.st_size, facts.st_mtime_ns))
-    return tuple(found)
+    stamps = map(files.stamp, weights(place))
+    return tuple(each for each in stamps if each)  # whoever reads it says what is wrong with it

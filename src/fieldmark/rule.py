@@ -157,7 +157,7 @@ def _from_nothing(
     begin, end, side = sizes
     epochs = max(int(min(seconds / epoch, MOST_SEEN / photos.count)), FEWEST_EPOCHS)
     epochs = wishes.get("epochs", epochs)
-    batch = wishes.get("batch_size", _batch(photos.count))
+    batch = wishes.get("batch_size", _batch(photos))
     steps = epochs * max(1, photos.count // batch)
     values = {
         "network": name,
@@ -204,6 +204,7 @@ def _with_weights(
         why = "three epochs of all layers do not fit into the time"
         if too_few:
             why = "so few photos would be learned by heart"
+        values["batch_size"] = min(PROBE.batch_size, _surely(photos))
         recipe = PROBE.changed(**{**values, **wishes})
         reasons = (
             f"Network {name} from {start}, as it is, and logistic regression on its features: "
@@ -211,7 +212,7 @@ def _with_weights(
             *_shared_reasons(recipe, photos, device),
         )
         return Chosen(recipe, reasons, START + features)
-    batch = wishes.get("batch_size", _batch(photos.count))
+    batch = wishes.get("batch_size", _batch(photos))
     values |= {
         "epochs": epochs,
         "batch_size": batch,
@@ -243,15 +244,18 @@ def network_of(start: str) -> str:
     if start == "imagenet":
         return "resnet50v2"
     path = files.expanded(start)
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return "bit_r50x1"
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         arrays = weights.read(path)
         return "resnetv2_50" if any("moving" in name for name in arrays) else "bit_r50x1"
+    weights.require_there(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return str(json.loads(archive.read("config.json"))["config"]["name"])
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        if path.suffix.lower() == ".keras":
+            weights.read(path)  # which says what is wrong with one that is damaged
         raise FieldmarkError(
             f"{start} does not say which network it is of: add --network."
         ) from error
@@ -313,9 +317,14 @@ def _epoch(
     return (operations / speed + photos.count * HANDLING) * LOOKING + KEEPING
 
 
-def _batch(count: int) -> int:
+def _batch(photos: Facts) -> int:
     """Return the photos of a step: about thirty steps an epoch, of 8 to 128 photos each."""
-    return min(128, max(8, 1 << round(math.log2(count / 30 + 1))))
+    return min(128, max(8, 1 << round(math.log2(photos.count / 30 + 1))), _surely(photos))
+
+
+def _surely(photos: Facts) -> int:
+    """Return how many photos there are to train on at least: a class may hold out one more."""
+    return max(1, photos.count - photos.classes)
 
 
 def _average(steps: int) -> float:

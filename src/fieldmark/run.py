@@ -323,6 +323,8 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
     run = Run(Path(folder))
     try:
         schema = json.loads(run.environment.read_text(encoding="utf-8"))["schema"]
+    except PermissionError as error:
+        raise FieldmarkError(files.closed(run.environment)) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FieldmarkError(
             f"{run.folder} is not a run folder: `fieldmark train PHOTOS --out RUN` makes one."

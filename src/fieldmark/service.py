@@ -31,7 +31,7 @@ from fieldmark.formats import UnreadableImage
 from fieldmark.predict import Answer, Classifier
 
 if TYPE_CHECKING:
-    from fieldmark.heatmaps import Mapper
+    from fieldmark.heatmaps import Mapper, Peak
 
 __all__ = ["Bounds", "Heat", "Model", "Refusal", "Room", "Service", "loaded", "tried"]
 
@@ -100,6 +100,7 @@ class Heat:
 
     name: str  # the class
     words: str  # the map, for those who cannot see it
+    peak: Peak | None  # the same, for other languages
     layer: str
     values: NDArray[np.float32]  # (h, w), 0 to 1, a cell of the feature map each
     png: bytes  # the square that the network sees, the map over it
@@ -344,7 +345,7 @@ class Explainer:
     def heat(self, square: NDArray[np.uint8], name: str) -> Heat:
         """Return the map of a class over a square (size, size, 3)."""
         from fieldmark.explain import described
-        from fieldmark.heatmaps import maps, overlay
+        from fieldmark.heatmaps import Peak, maps, overlay
 
         classifier = self.model.classifier
         place = np.array([classifier.classes.index(name)])
@@ -353,4 +354,6 @@ class Explainer:
         enlarged = self.mapper.enlarged(values, len(square))
         drawn = BytesIO()
         Image.fromarray(overlay(square, enlarged)).save(drawn, "PNG")
-        return Heat(name, described(name, enlarged), self.mapper.layer, values, drawn.getvalue())
+        peak = Peak.of(enlarged)
+        words = described(name, peak)
+        return Heat(name, words, peak, self.mapper.layer, values, drawn.getvalue())

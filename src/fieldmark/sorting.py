@@ -26,6 +26,7 @@ from fieldmark.errors import FieldmarkError
 How = Literal["copy", "hardlink", "symlink"]
 
 NONE = "none_of_these"
+NO_HARD_LINK = {errno.EXDEV: "on another file system", errno.EPERM: "of another user"}
 LONGEST = 160  # bytes of a name; systems take 255, a number and a temporary name are added
 LONGEST_SUFFIX = 40  # bytes of what is behind its last dot
 # Signs that some system does not allow in a name, or that mean something to it; "%" escapes them.
@@ -76,9 +77,10 @@ class Target:
         except FileExistsError:
             return False
         except OSError as error:
-            if error.errno == errno.EXDEV and self.how == "hardlink":
+            reason = NO_HARD_LINK.get(error.errno or 0, "")
+            if reason and self.how == "hardlink":
                 raise FieldmarkError(
-                    f"{place} cannot be a hard link to a photo on another file system: "
+                    f"{place} cannot be a hard link to a photo {reason}: "
                     "add --sort-as copy, or symlink."
                 ) from error
             with files.writing(place):
@@ -93,7 +95,10 @@ class Target:
             return False
         if self.how == "hardlink":
             return place.samefile(photo)
-        return filecmp.cmp(photo, place, shallow=False)
+        try:
+            return filecmp.cmp(photo, place, shallow=False)
+        except PermissionError:  # another user's
+            return False
 
 
 def _copied(photo: str, place: Path) -> None:

@@ -10,6 +10,7 @@ and each folder is entered once. A link that leads to where answers are written 
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import heapq
 import os
@@ -17,7 +18,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -229,14 +230,27 @@ def _in_order(entries: Iterable[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]
 
 def _named_in(listed: IO[bytes]) -> Iterator[Item]:
     """Yield the photos of a list: one a line, or separated by NUL, as `find -print0` has them."""
-    listed.seek(0)
-    separator = b"\0" if b"\0" in listed.read(CHUNK) else b"\n"
-    listed.seek(0)
+    chunks = _utf8(listed)
+    first = next(chunks, b"")
+    separator = b"\0" if b"\0" in first else b"\n"
     rest = b""
-    while chunk := listed.read(CHUNK):
+    for chunk in chain([first], chunks):
         *whole, rest = (rest + chunk).split(separator)
         yield from _items(whole, separator)
     yield from _items([rest], separator)
+
+
+def _utf8(listed: IO[bytes]) -> Iterator[bytes]:
+    """Yield a list's content without a mark, in UTF-8 where it is in PowerShell's UTF-16."""
+    listed.seek(0)
+    chunks = iter(partial(listed.read, CHUNK), b"")
+    first = next(chunks, b"")
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        decoder = codecs.getincrementaldecoder("utf-16")("replace")
+        yield from (decoder.decode(chunk).encode() for chunk in chain([first], chunks))
+    else:
+        yield first.removeprefix(codecs.BOM_UTF8)
+        yield from chunks
 
 
 def _items(names: Iterable[bytes], separator: bytes) -> Iterator[Item]:

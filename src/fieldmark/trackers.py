@@ -388,6 +388,7 @@ class MLflow(Tracker):
             self.client.update_run(self.run_id, status="RUNNING")
             self.told |= self._told_before()
         else:
+            files.require_folder(run.folder)  # else its number would be forgotten
             made = self.client.create_run(self.experiment, run_name=run.folder.absolute().name)
             self.run_id = made.info.run_id
             with files.whole_file(run.mlflow) as temporary:

@@ -90,14 +90,7 @@ def fit(
     trackers.require(tensorboard=tensorboard, mlflow=mlflow)
     begun = begun_run(Path(out), recipe)
     if begun is not None and finished(begun):
-        listed = listing(recipe, photos)
-        refuse_changed(begun.read_split(), listed, data.sha256s(listed))
-        say(f"{begun.folder} is finished already; give another --out to train anew.")
-        followers = trackers.connect(Path(out), tensorboard=tensorboard, mlflow=mlflow)
-        with trackers.told(begun, followers) as audience:
-            audience.finish(outcome(begun))
-        say(outcome(begun))
-        return begun
+        return retold(begun, photos, preview=preview, tensorboard=tensorboard, mlflow=mlflow)
     if show:
         require_screen()
     if preview is not None:
@@ -125,15 +118,8 @@ def fit(
     if recipe.weights and not (begun and begun.last.exists()):
         weights.load(model, recipe.weights)
     followers = trackers.connect(Path(out), tensorboard=tensorboard, mlflow=mlflow)
-    run = begun or create(
-        out,
-        recipe=recipe,
-        environment=environment.describe(photos),
-        classes=fed.photos.classes,
-        specification=fed.specification,
-        records=fed.records,
-    )
-    busy = f"{run.folder} is being trained by another process: wait for it, or give another --out."
+    busy = f"{out} is being trained by another process: wait for it, or give another --out."
+    run = begun or begin(out, recipe, photos, fed, busy)
     with locks.alone(run.lock, busy):
         try:
             album = Album(run, Lettering(language), fed.photos.classes, show=show)
@@ -155,6 +141,33 @@ def fit(
             else:
                 say(kept(run))
             raise
+    say(outcome(run))
+    return run
+
+
+def retold(
+    run: Run,
+    photos: str | os.PathLike[str],
+    *,
+    preview: Path | None,
+    tensorboard: bool,
+    mlflow: str,
+) -> Run:
+    """Say what a run came to that is finished, and tell trackers what they do not have of it."""
+    recipe = run.read_recipe()
+    listed = listing(recipe, photos)
+    refuse_changed(run.read_split(), listed, data.sha256s(listed))
+    if preview is not None:
+        preview_only(recipe, photos, preview)
+    say(f"{run.folder} is finished already; give another --out to train anew.")
+    if tensorboard or mlflow:
+        files.require_folder(run.folder)
+    reserved = [*data.reserved(listed, Path(photos)), *run.photo_folders()]
+    for place in trackers.places(run.folder, mlflow=mlflow):
+        files.refuse_among(place, reserved)
+    followers = trackers.connect(run.folder, tensorboard=tensorboard, mlflow=mlflow)
+    with trackers.told(run, followers) as audience:
+        audience.finish(outcome(run))
     say(outcome(run))
     return run
 
@@ -205,6 +218,27 @@ def begun_run(out: Path, recipe: Recipe) -> Run | None:
             "with, or another --out."
         )
     return run
+
+
+def begin(
+    out: str | os.PathLike[str],
+    recipe: Recipe,
+    photos: str | os.PathLike[str],
+    fed: Feed,
+    busy: str,
+) -> Run:
+    """Make a run; raise `busy` where another process has made one there meanwhile."""
+    try:
+        return create(
+            out,
+            recipe=recipe,
+            environment=environment.describe(photos),
+            classes=fed.photos.classes,
+            specification=fed.specification,
+            records=fed.records,
+        )
+    except FieldmarkError as error:
+        raise FieldmarkError(busy) if is_run(out) else error from error
 
 
 def finished(run: Run) -> bool:
@@ -413,7 +447,7 @@ def outcome(run: Run) -> str:
     log, recipe = run.read_log(), run.read_recipe()
     last = next(line for line in reversed(log) if "val_accuracy" in line)
     averaged = "averaged_val_accuracy" in last
-    accuracy = last["averaged_val_accuracy" if averaged else "val_accuracy"] or 0.0
+    accuracy = loop.accuracy_of(last, averaged=averaged)
     held_out = Counter(row.label for row in run.read_split() if row.split == "validation")
     count = held_out.total()
     right = round(accuracy * count)
@@ -422,7 +456,12 @@ def outcome(run: Run) -> str:
     best = loop.best_of(log, recipe.monitor)
     holds = "There are no weights whose loss is a number."
     if best is not None:
-        holds = f"{run.best} holds {'the averages of ' if best.averaged else ''}epoch {best.epoch}."
+        holds = f"{run.best} holds {'the averages of ' if best.averaged else ''}epoch {best.epoch}"
+        if (best.epoch, best.averaged) != (last["epoch"], averaged):
+            line = next(line for line in log if line["epoch"] == best.epoch)
+            of_best = loop.accuracy_of(line, averaged=best.averaged)
+            holds += f", the best by validation {recipe.monitor}: {of_best:.1%}"
+        holds += "."
     if not recipe.epochs:
         holds = f"{run.best} holds it."
     return (

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldmark import images, inference
+from fieldmark import files, images, inference
 from fieldmark.backend import keras
 from fieldmark.decision import SMALLEST
 from fieldmark.errors import FieldmarkError
@@ -38,6 +38,7 @@ class Trained:
     network: Any  # Keras, ends in logits
     classes: tuple[str, ...]
     specification: ImageSpec
+    stamp: files.Stamp | None = None  # of its file, from before it was read
 
     @classmethod
     def load(cls, run: Run) -> Trained:
@@ -47,9 +48,12 @@ class Trained:
                 f"{run.folder} has no trained weights yet: `fieldmark train PHOTOS --out "
                 f"{run.folder}` goes on with it."
             )
+        stamp = files.stamp(run.best)
         try:
             # Plain Keras layers; what is no such thing is refused, not run.
             network = keras.saving.load_model(run.best, compile=False, safe_mode=True)
+        except PermissionError as error:
+            raise FieldmarkError(files.closed(run.best)) from error
         except DAMAGED as error:
             raise FieldmarkError(
                 f"{run.best} cannot be read as a Keras model: bring back the file that the "
@@ -61,7 +65,15 @@ class Trained:
                 f"{run.classes} does not name each of the {answers} classes of {run.best} once: "
                 "bring back the files that the training wrote, or train anew."
             )
-        return cls(network, classes, run.read_specification())
+        return cls(network, classes, run.read_specification(), stamp)
+
+    def refuse_exchanged(self) -> None:
+        """Raise where the file is another now than the one that was read."""
+        if self.stamp and self.stamp != files.stamp(Path(self.stamp[0])):
+            raise FieldmarkError(
+                f"{self.stamp[0]} was written anew meanwhile, as by a training that goes on: try "
+                "again when that is done."
+            )
 
     @cached_property
     def forward(self) -> Callable[[NDArray[Any]], NDArray[Any]]:

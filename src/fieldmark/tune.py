@@ -111,12 +111,14 @@ def tune(
         )
         search, begun = Search(folder, plan), ()
     records = prepared(search, photos, begun)
+    busy = f"{folder} is being searched by another process: wait for it, or give another --out."
     if not begun:
+        if is_search(folder):
+            raise FieldmarkError(busy)
         with files.whole_folder(folder) as temporary:
             draft = Search(temporary, search.plan)
             split.write(draft.split, records)
             draft.save()
-    busy = f"{folder} is being searched by another process: wait for it, or give another --out."
     with locks.alone(folder / "lock", busy):
         try:
             if len(search.ended) < count:

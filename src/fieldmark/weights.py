@@ -37,10 +37,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldmark import files
 from fieldmark.backend import keras, require
 from fieldmark.console import meter, say
 from fieldmark.errors import FieldmarkError
-from fieldmark.files import cache_folder, whole_file, writing
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -61,7 +61,8 @@ TIMEOUT = 30  # seconds without a byte from the server
 MIB = 1 << 20
 # What Keras and the libraries under it raise for a file that is damaged, or is another.
 DAMAGED = (
-    *(OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, MemoryError),
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError),
+    MemoryError,
     *(zipfile.BadZipFile, zlib.error),
 )
 
@@ -89,7 +90,7 @@ def load(network: Any, source: str | os.PathLike[str]) -> Loaded:
         with_top = head is not None and head.units == IMAGENET_CLASSES
         path = download(network.name, include_top=with_top)
     else:
-        path = Path(source)
+        path = files.expanded(source)
     found = read(path)
     ours, numbers = {}, {}
     for layer in network.layers:
@@ -117,6 +118,11 @@ def load(network: Any, source: str | os.PathLike[str]) -> Loaded:
     return Loaded(path, sha256, len(ours), with_head, tuple(left))
 
 
+def require_there(path: Path) -> None:
+    """Raise a FieldmarkError where there is no such file of weights."""
+    files.require_file(path, f"There is no file {path}: name a file of weights, or imagenet.")
+
+
 def read(path: Path) -> Arrays:
     """Read a file's arrays under our names, `layer/array`; of Keras 3's files `layer/0`, `layer/1`.
 
@@ -130,14 +136,18 @@ def read(path: Path) -> Arrays:
             f"{', '.join(READERS)}. (A .pt, .pth, .bin or .pkl can run code when it is read; most "
             "are published as .safetensors too.)"
         )
-    if not path.is_file():
-        raise FieldmarkError(f"There is no file {path}: name a file of weights, or imagenet.")
+    require_there(path)
     with _reading(path):
         arrays = reader(path)
     if not arrays:
         raise FieldmarkError(f"{path} holds no weights: name another file.")
     for name, array in arrays.items():
-        if array.dtype.kind not in "fV" or not np.isfinite(array.astype("float32")).all():
+        if array.dtype.kind not in "fV":
+            raise FieldmarkError(
+                f"{path} cannot be used: its array {name} is of {array.dtype} and not of "
+                "floating-point numbers."
+            )
+        if not np.isfinite(array.astype("float32")).all():
             raise FieldmarkError(
                 f"{path} cannot be used: its array {name} has values that are no finite numbers."
             )
@@ -340,11 +350,11 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
 }
 
 
-def _add(path: Path, arrays: Arrays, name: str, array: NDArray[Any]) -> None:
+def _add(path: Path, arrays: Arrays, name: str, array: Any) -> None:
     """Put an array into the dictionary, once."""
     if name in arrays:
         raise FieldmarkError(f"{path} has two arrays {name}: name a file of one network.")
-    arrays[name] = array
+    arrays[name] = np.asarray(array)  # a text alone is none
 
 
 def _limit(path: Path, size: int) -> None:
@@ -437,15 +447,15 @@ def _place(name: str, *, include_top: bool) -> Path:
 
 def folder() -> Path:
     """Say where downloads are kept."""
-    return cache_folder() / "weights"
+    return files.cache_folder() / "weights"
 
 
 def _fetch(url: str, path: Path, *, md5: str) -> None:
     """Download a file whole, with the right hash, or not at all."""
-    with writing(path):
+    with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     digest = _md5()
-    with whole_file(path) as temporary, temporary.open("wb") as file:
+    with files.whole_file(path) as temporary, temporary.open("wb") as file:
         for part in _parts(url, path):
             file.write(part)
             digest.update(part)
