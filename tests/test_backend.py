@@ -29,6 +29,7 @@ class OutOfMemoryError(RuntimeError):
         RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 822083584 bytes."),
         OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"),
         MemoryError(),
     ],
 )

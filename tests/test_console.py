@@ -53,3 +53,8 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     console.be_quiet(False)
     console.say("[not markup]")
     assert capsys.readouterr().out == "[not markup]\n"
+
+
+def test_a_message_does_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.say("Classes: a\x1b[31mred\nand \u202etxt.b")
+    assert capsys.readouterr().out == "Classes: a\\x1b[31mred\nand \\u202etxt.b\n"

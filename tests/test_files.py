@@ -151,6 +151,17 @@ def test_a_file_that_was_exchanged_has_another_stamp(tmp_path: Path) -> None:
     assert files.stamp(path) != before
 
 
+def test_only_what_is_ours_is_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    files.refuse_another(path, "path,label")  # it is not there
+    for ours in (b"", b"path,label,split\n", b"\xef\xbb\xbfpath,label\n"):
+        path.write_bytes(ours)
+        files.refuse_another(path, "path,label")
+    path.write_bytes(b"name,weight\n")
+    with pytest.raises(FieldmarkError, match=r"a\.csv exists already, and holds something else"):
+        files.refuse_another(path, "path,label", "<svg")
+
+
 def test_a_device_and_a_pipe_are_not_replaced(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

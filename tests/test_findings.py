@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fieldmark.console import printable
 from fieldmark.findings import (
     ABOUT_CLASSES,
     KINDS,
@@ -17,7 +18,6 @@ from fieldmark.findings import (
     Report,
     Seen,
     many,
-    printable,
     straight,
     wilson,
 )

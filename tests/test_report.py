@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fieldmark import report, split
+from fieldmark.console import printable
 from fieldmark.contents import read
 from fieldmark.errors import FieldmarkError
-from fieldmark.findings import printable, wilson
+from fieldmark.findings import wilson
 from fieldmark.recipe import ARTICLE, PROBE, Recipe
 from fieldmark.report import write, write_card
 from fieldmark.run import Run
@@ -241,6 +242,26 @@ def test_the_split_s_leaks_and_copies_are_said(copy: Run) -> None:
     ours = page(write(copy.folder))
     assert "1 pair on two sides, the same bytes" in ours.text
     assert "1 photo is a copy of others, byte for byte" in ours.text
+
+
+def test_choosing_flatters_where_something_was_chosen(copy: Run) -> None:
+    assert "chose which epoch was kept" in report._flattered(read(copy.folder))
+    first = copy.read_log()[0]
+    only = {name: value for name, value in first.items() if not name.startswith("averaged_")}
+    copy.log.write_text(json.dumps(only) + "\n")
+    assert report._flattered(read(copy.folder)) == ""
+
+
+def test_calibration_is_judged_by_its_interval_as_evaluate_does(copy: Run) -> None:
+    found = json.loads(copy.metrics.read_text(encoding="utf-8"))
+    for low, high, words in (
+        (0.5, 1.2, "It is about as sure as it is right"),
+        (1.1, 1.9, "It is too sure of itself"),
+        (0.5, 0.9, "It is too modest"),
+    ):
+        found["temperature"] |= {"value": 0.8, "low": low, "high": high}
+        copy.write_json(copy.metrics, found)
+        assert words in page(write(copy.folder)).text
 
 
 def test_better_than_always_the_commonest_is_not_claimed_without_reason(copy: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -123,6 +124,19 @@ def test_a_batch_is_never_larger_than_the_photos() -> None:
     tiny = Facts(count=10, classes=4, smallest=2, largest=2, side=64)  # 4 x 3, of which 8 are left
     for wishes in ({"weights": "imagenet"}, {}):
         assert rule.recipe_for(tiny, CPU, 60, wishes=wishes).recipe.batch_size <= 8
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wishes", "words"),
+    [
+        (1, {}, "take longer than the time"),
+        (600, {}, "epochs of them fit into the time"),
+        (1e6, {}, "are enough: more would gain nothing"),
+        (600, {"epochs": 3}, "3 epochs of them are asked for"),
+    ],
+)
+def test_why_so_many_epochs(seconds: float, wishes: dict[str, Any], words: str) -> None:
+    assert words in " ".join(rule.recipe_for(FLOWERS, CPU, seconds / 60, wishes=wishes).reasons)
 
 
 def test_weights_downloaded_before_are_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,6 +266,10 @@ def test_a_network_that_is_no_row_of_layers_is_left_to_keras() -> None:
         x = layers.Reshape((64, 3))(x)
         return pairs(x, x)
 
+    def penalising(layer: Any, x: Any) -> Any:  # when it is called, and not before
+        layer.add_loss(keras.ops.mean(x**2))
+        return x
+
     penalised = layers.Conv2D(3, 1, activity_regularizer="l2")
     assert kernels.straight(graph(lambda x: layers.Add()([x, layers.Conv2D(3, 1)(x)])))
     for body in (
@@ -275,6 +279,7 @@ def test_a_network_that_is_no_row_of_layers_is_left_to_keras() -> None:
         lambda x: {"logits": layers.Conv2D(3, 1)(x)},
         attending,  # a layer of two inputs
         penalised,
+        type("Penalty", (layers.Layer,), {"call": penalising})(),
     ):
         assert not kernels.straight(graph(body))
     assert not kernels.fits(graph(penalised), keras.optimizers.SGD())

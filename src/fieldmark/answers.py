@@ -33,9 +33,8 @@ from numpy.typing import NDArray
 from rich.cells import cell_len
 
 from fieldmark import data, ledger, parts, sorting, sources
-from fieldmark.console import progress
+from fieldmark.console import printable, progress
 from fieldmark.errors import FieldmarkError
-from fieldmark.findings import printable
 from fieldmark.formats import LIMITS, UnreadableImage
 from fieldmark.ledger import NONE, Row
 from fieldmark.predict import Classifier

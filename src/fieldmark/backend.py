@@ -93,6 +93,11 @@ if name not in BACKENDS:
         f"The Keras backend {name!r} is not one that fieldmark knows: "
         f"set KERAS_BACKEND to one of {', '.join(BACKENDS)}."
     )
+if find_spec(name) is None and (others := [each for each in BACKENDS if find_spec(each)]):
+    raise FieldmarkError(
+        f"Keras is to compute with {name}, which is not installed, and {others[0]} is: set "
+        f"KERAS_BACKEND={others[0]}, or run  pip install 'fieldmark[{name}]'"
+    )
 require(name, extra=name, why=f"Keras is to compute with {name}")
 # TensorFlow writes its start-up notices below this level to the terminal on every import.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -154,7 +159,9 @@ def enough_memory(batch_size: int) -> Iterator[None]:
     except Exception as error:
         said = f"{type(error).__name__} {error}"
         signs = ("ResourceExhausted", "RESOURCE_EXHAUSTED", "OutOfMemory", "MemoryError")
-        if not any(sign in said for sign in (*signs, "not enough memory", "out of memory")):
+        # PyTorch's words for a CPU's, on Windows and on Linux, and for a GPU's.
+        words = ("not enough memory", "can't allocate memory", "out of memory")
+        if not any(sign in said for sign in (*signs, *words)):
             raise
         advice = "take a smaller --image-size"
         if batch_size > 1:

@@ -860,6 +860,8 @@ def main(words: Sequence[str] | None = None) -> None:
             raise
         _write_no_more(error)
     finally:
+        with contextlib.suppress(ValueError):  # no more to be left in order
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if sys.stdout is not None:
             try:
                 sys.stdout.flush()

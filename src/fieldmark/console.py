@@ -31,6 +31,8 @@ LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 progress = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
+JOINERS = "\u200c\u200d"  # in Persian words and in emoji; they turn nothing around
+
 
 # What hears all that would be shown, in place of the terminal: ("say", text),
 # ("begin", description, total) and ("advance", steps, note).
@@ -59,7 +61,19 @@ def say(message: str) -> None:
     """Print one message for the user; while a bar is shown, it goes above the bar."""
     if not progress.quiet and not _told("say", message):
         with suppress(BrokenPipeError):  # whoever read along has left; the work goes on
-            print(message, flush=True)
+            print("\n".join(map(printable, message.split("\n"))), flush=True)
+
+
+def printable(text: str) -> str:
+    """Return a text with the signs escaped that would do something to a terminal, or turn it."""
+    return "".join(
+        sign if sign.isprintable() or sign in JOINERS else escaped(sign) for sign in text
+    )
+
+
+def escaped(sign: str) -> str:
+    """Return a sign as Python writes it in a string."""
+    return sign.encode("unicode_escape").decode()
 
 
 def printed(

@@ -22,9 +22,9 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
+from fieldmark.console import printable
 from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
-from fieldmark.findings import printable
 from fieldmark.images import ImageSpec
 from fieldmark.recipe import Recipe
 from fieldmark.run import Epoch, Run, open_run

@@ -46,11 +46,11 @@ from fieldmark import (
 )
 from fieldmark.backend import keras
 from fieldmark.batches import Batches
-from fieldmark.console import meter, printed
+from fieldmark.console import meter, printable, printed
 from fieldmark.contents import Pictured, Remark, Remarks, Together
 from fieldmark.errors import FieldmarkError
 from fieldmark.feed import batches_of, listing, refuse_changed
-from fieldmark.findings import printable, wilson
+from fieldmark.findings import wilson
 from fieldmark.images import ImageSpec
 from fieldmark.run import Run, open_run
 from fieldmark.trained import Trained, softmax

@@ -91,7 +91,7 @@ class Predicted(BaseModel):
     photos: list[PhotoAnswer]
 
 
-class Place(BaseModel):
+class Peak(BaseModel):
     """Where a map is strongest."""
 
     down: int  # 0, 1 or 2: which third of the photo
@@ -107,7 +107,7 @@ class Explained(BaseModel):
     none_of_these: bool
     shown: str  # the class whose map it is
     words: str  # the map in a sentence
-    peak: Place | None  # none: nothing speaks for it
+    peak: Peak | None  # none: nothing speaks for it
     layer: str
     map: list[list[float]]  # a cell of the feature map each, 0 to 1
     png: str  # base64: the photo in grey, the map over it

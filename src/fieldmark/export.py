@@ -202,6 +202,9 @@ def refuse_asked(
         raise FieldmarkError(f"{minutes:g} minutes are no time to search in: give more than 0.")
     if not licence.isprintable():
         raise FieldmarkError(f"The licence {licence!r} is no text: name one as SPDX does.")
+    if form != "keras":
+        why = f"The export for {form} is written with TensorFlow"
+        backend.require("tensorflow", extra="tensorflow", why=why)
     if form != "keras" and backend.name != "tensorflow":
         raise FieldmarkError(
             f"Keras computes with {backend.name}, and an export is written with TensorFlow: set "

@@ -325,6 +325,11 @@ def write_preview(fed: Feed, path: Path) -> None:
 def refuse_few(recipe: Recipe, count: int, validation: int, training: int | None = None) -> None:
     """Raise where the photos are too few for the split or for a batch."""
     training = count - validation if training is None else training
+    if recipe.split not in ("auto", "article", "stratified") and not (validation and training):
+        raise FieldmarkError(
+            f"{recipe.split} has {training} training and {validation} validation photos: write "
+            "another with `fieldmark split`."
+        )
     if validation == 0 or training == 0:
         raise FieldmarkError(
             f"{count} photos leave {training} for training and {validation} for validation: "

@@ -6,13 +6,14 @@ complete, so that a full disk, a crash or Ctrl-C never leaves half a file that l
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fieldmark.errors import FieldmarkError
@@ -123,6 +124,19 @@ def require_folder(folder: Path) -> None:
             raise FieldmarkError(f"There is no folder {folder}: make it first.")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def refuse_another(path: Path, *beginnings: str) -> None:
+    """Raise where a file that begins otherwise would be written over: it is none of ours."""
+    if not is_file(path):
+        return
+    with suppress(OSError), path.open("rb") as file:  # whoever writes says what is wrong
+        begins = file.read(200).removeprefix(codecs.BOM_UTF8).decode(errors="replace")
+        if begins and not begins.startswith(beginnings):
+            raise FieldmarkError(
+                f"{path} exists already, and holds something else than what is written here: name "
+                "another file, or move this one away."
+            )
 
 
 def refuse_among(place: Path, folders: Iterable[Path]) -> None:

@@ -17,6 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from fieldmark.console import escaped, printable
 from fieldmark.duplicates import Fingerprint
 from fieldmark.images import Facts
 from fieldmark.quality import Measures
@@ -222,7 +223,6 @@ KINDS = {
 }
 ABOUT_CLASSES = {"unread", "untaught", "lonely", "few", "unbalanced", "alike names", "nested"}
 
-JOINERS = "\u200c\u200d"  # in Persian words and in emoji; they turn nothing around
 TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they show what follows in another order
 
 
@@ -407,20 +407,9 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return middle - reach, middle + reach
 
 
-def printable(text: str) -> str:
-    """Return a text with the signs escaped that would do something to a terminal, or turn it."""
-    return "".join(
-        sign if sign.isprintable() or sign in JOINERS else _escaped(sign) for sign in text
-    )
-
-
 def straight(text: str) -> str:
     """Return a text with the signs escaped that show what follows in another order."""
-    return TURNS.sub(lambda found: _escaped(found[0]), text)
-
-
-def _escaped(sign: str) -> str:
-    return sign.encode("unicode_escape").decode()
+    return TURNS.sub(lambda found: escaped(found[0]), text)
 
 
 def _ways(path: str) -> Iterator[str]:

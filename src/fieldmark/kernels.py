@@ -67,12 +67,19 @@ def straight(network: Any) -> bool:
         given = layer.input if isinstance(layer.input, list) else [layer.input]
         alone = len(node.arguments.args) == 1 and len(node.input_tensors) == len(given)
         as_list = isinstance(node.arguments.args[0], list) == isinstance(layer.input, list)
-        if others or not alone or not as_list or layer.activity_regularizer:
+        if others or not alone or not as_list or layer.activity_regularizer or adds_loss(layer):
             return False
         if any(id(x) not in known for x in given):
             return False
         known.add(id(layer.output))
     return id(network.output) in known
+
+
+def adds_loss(layer: Any) -> bool:
+    """Tell whether the code of a layer that is not Keras' own asks for a penalty of its input."""
+    own = (kind for kind in type(layer).__mro__ if not kind.__module__.startswith("keras."))
+    codes = (getattr(each, "__code__", None) for kind in own for each in vars(kind).values())
+    return any("add_loss" in code.co_names for code in codes if code)
 
 
 # What computes in bfloat16 where that is asked for: all between the photo's scaling and the mean

@@ -23,10 +23,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from scipy import optimize, sparse
 
-from fieldmark.console import printed
+from fieldmark.console import printable, printed
 from fieldmark.decision import LEAST, Decision, softened
 from fieldmark.errors import FieldmarkError
-from fieldmark.findings import many, printable, wilson
+from fieldmark.findings import many, wilson
 from fieldmark.predictions import SPLITS, Predictions
 
 Floats = NDArray[np.float64]
@@ -34,12 +34,12 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Figure = dict[str, Any]  # value, low, high, n, interval
 
-COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are looked at
+COLDEST, HOTTEST = 0.05, 900.0  # temperatures that are looked at
 FOLDS = 5  # parts in which validation photos are judged by the temperature of the others
 ECE_BINS = 15  # of equal width, as Guo et al. (2017) have them
 RELIABILITY_BINS = 10
 POINTS = 20  # of the curve of risk against coverage
-STEPS = 61  # temperatures between which a bootstrap's lowest loss is looked for
+STEPS = 101  # temperatures between which a bootstrap's lowest loss is looked for
 ROOM = 4_000_000  # numbers in one array: 32 MB
 
 

@@ -20,12 +20,11 @@ from itertools import groupby, repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fieldmark import article, bit, resnet_v2
+from fieldmark import article, bit, files, resnet_v2
 from fieldmark import svg as page
 from fieldmark.anatomy import Anatomy, Block, Part, Shortcut, Stage, Step
 from fieldmark.backend import keras
 from fieldmark.errors import FieldmarkError
-from fieldmark.files import whole_file
 from fieldmark.recipe import Network
 
 LARGEST = 4096  # pixels a side: beyond it one photo's first maps take gigabytes
@@ -207,8 +206,9 @@ def draw(model: Any, file: str | os.PathLike[str], *, title: str | None = None) 
 
     Raises FieldmarkError where the file cannot be written.
     """
+    files.refuse_another(Path(file), "<svg", "<?xml")
     drawing = svg(model, title=title or model.name)
-    with whole_file(Path(file)) as temporary:
+    with files.whole_file(Path(file)) as temporary:
         temporary.write_text(drawing, encoding="utf-8")
 
 

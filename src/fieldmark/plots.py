@@ -153,7 +153,7 @@ def curve(
             axes.plot(epochs, values, marker=marker, ms=4, color=colour, label=titles[split])
     axes.set_title(titles[figure_of], fontfamily=fonts)
     axes.set_xlabel(titles["epoch"], fontfamily=fonts)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.25)
     axes.legend(loc=legend, prop=FontProperties(family=fonts))
 

@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup, escape
 
 from fieldmark import charts, files, split
+from fieldmark.console import printable
 from fieldmark.contents import (
     Contents,
     Explained,
@@ -35,7 +36,7 @@ from fieldmark.contents import (
 )
 from fieldmark.data import Split
 from fieldmark.errors import FieldmarkError
-from fieldmark.findings import FEW, RESULT, Interval, many, printable, wilson
+from fieldmark.findings import FEW, RESULT, Interval, many, wilson
 from fieldmark.recipe import ARTICLE, SECTIONS, Recipe
 from fieldmark.sheet import data_uri, templates
 
@@ -138,24 +139,48 @@ def _judged(part: str, measured: Measured) -> str:
 
 def _best(contents: Contents) -> float | None:
     """Return the accuracy of the epoch that was kept, by what the recipe monitors."""
-    tried = [
-        (line.get(f"{prefix}val_loss"), line.get(f"{prefix}val_accuracy"))
-        for line in contents.log
-        for prefix in ("", "averaged_")
-    ]
-    known = [(loss, right) for loss, right in tried if loss is not None and right is not None]
-    if not known:
-        return None
+    tried = _tried(contents)
+    return _kept(contents, tried).accuracy if tried else None
+
+
+class _Tried(NamedTuple):
+    """Weights that were looked at."""
+
+    loss: float
+    accuracy: float
+    prefix: str  # of their figures in the log: none of the raw ones
+
+
+def _tried(contents: Contents) -> list[_Tried]:
+    """Return all that the kept weights were chosen among."""
+    found = []
+    for line in contents.log:
+        for prefix in ("", "averaged_"):
+            loss, accuracy = (line.get(f"{prefix}val_{name}") for name in ("loss", "accuracy"))
+            if loss is not None and accuracy is not None:
+                found.append(_Tried(loss, accuracy, prefix))
+    return found
+
+
+def _kept(contents: Contents, tried: Sequence[_Tried]) -> _Tried:
+    """Return the weights that were kept, as `loop.best_of` does."""
     if contents.recipe.monitor == "loss":
-        return min(known)[1]
-    return max(known, key=lambda each: (each[1], -each[0]))[1]
+        return min(tried)
+    return max(tried, key=lambda each: (each.accuracy, -each.loss))
 
 
-def _last(contents: Contents) -> float | None:
-    """Return the validation accuracy after the last epoch, of averaged weights where there are."""
-    names = ("averaged_val_accuracy", "val_accuracy")
-    told = [line[name] for line in reversed(contents.log) for name in names if name in line]
-    return told[0] if told else None
+def _flattered(contents: Contents) -> str:
+    """Say what choosing did to the figures of the validation photos; nothing: none was chosen."""
+    tried = _tried(contents)
+    if len(tried) < 2:
+        return ""
+    kind = _kept(contents, tried).prefix
+    last = next(each for each in reversed(tried) if each.prefix == kind)
+    reader = " by the article's reader" if contents.recipe.pipeline == "article" else ""
+    return (
+        "The validation photos also chose which epoch was kept, so that their figures flatter: "
+        f"after the last epoch {percent(last.accuracy)} were right{reader}."
+    )
 
 
 def pairs(measured: Measured) -> list[tuple[str, str, int, int]]:
@@ -234,11 +259,7 @@ def limits(contents: Contents) -> list[str]:
         if never:
             said.append(f"{many(never, 'class was', 'classes were')} never named rightly.")
         if part == "validation" and contents.recipe.epochs:
-            last = _last(contents)
-            said.append(
-                "The validation photos also chose which epoch was kept, so that their figures "
-                "flatter" + (f": after the last epoch {percent(last)} were right." if last else ".")
-            )
+            said += filter(None, [_flattered(contents)])
     else:
         said.append("How good it is has not been measured yet.")
     if contents.diagnosis and contents.diagnosis.faults:
@@ -442,6 +463,7 @@ def _written(
     """Write what is filled to `out`, or else to `ours`."""
     path = ours if out is None else Path(out)
     _refuse_place(path, contents, ours)
+    files.refuse_another(path, "<!DOCTYPE html>", "---\nlicense")
     text = filled(contents)
     with files.whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")

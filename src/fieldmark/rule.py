@@ -155,8 +155,15 @@ def _from_nothing(
         if seconds / epoch * photos.count >= ENOUGH:
             break
     begin, end, side = sizes
-    epochs = max(int(min(seconds / epoch, MOST_SEEN / photos.count)), FEWEST_EPOCHS)
-    epochs = wishes.get("epochs", epochs)
+    fitting, enough = int(seconds / epoch), int(MOST_SEEN / photos.count)
+    epochs = wishes.get("epochs", max(min(fitting, enough), FEWEST_EPOCHS))
+    why = f"{epochs} epochs of them fit into the time"
+    if epochs > fitting:
+        why = f"{epochs} epochs of them, fewer than which teach little, take longer than the time"
+    elif epochs < fitting:
+        why = f"{epochs} epochs of them are enough: more would gain nothing"
+    if "epochs" in wishes:
+        why = f"{epochs} epochs of them are asked for"
     batch = wishes.get("batch_size", _batch(photos))
     steps = epochs * max(1, photos.count // batch)
     values = {
@@ -176,7 +183,7 @@ def _from_nothing(
     reasons = (
         f"Network {name}, from nothing: no weights are at hand (--weights imagenet fetches some).",
         f"Photos of {begin} to {end} pixels, {side} in the end: those here have {photos.side}, and "
-        f"{epochs} epochs of them fit into the time.",
+        f"{why}.",
         f"Batches of {batch}: {steps:,} steps for {photos.count:,} photos.",
         *_shared_reasons(recipe, photos, device),
     )

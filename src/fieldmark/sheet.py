@@ -26,10 +26,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fieldmark import data, files, images
-from fieldmark.console import meter, printed
+from fieldmark.console import meter, printable, printed
 from fieldmark.data import Photos
 from fieldmark.errors import FieldmarkError
-from fieldmark.findings import Case, Finding, Report, Seen, printable, straight
+from fieldmark.findings import Case, Finding, Report, Seen, straight
 from fieldmark.formats import UnreadableImage
 from fieldmark.quality import Measures
 
@@ -122,6 +122,7 @@ COLUMNS = (
     *("path", "label", "split", "findings", "why", "alike", "bytes", "sha256"),
     *(field.name for field in (*fields(images.Facts), *fields(Measures))),
 )
+OWN = ("path,label,split,findings", "<!DOCTYPE html>")  # as what is written here begins
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes what begins so
 
 
@@ -353,6 +354,7 @@ def _refuse_over(
 ) -> None:
     """Raise where a file would lie in a folder of photos, or be written over what is read."""
     files.refuse_among(path, reserved)
+    files.refuse_another(path, *OWN)
     try:
         there = path.stat()
     except OSError:

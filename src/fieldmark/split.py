@@ -25,7 +25,7 @@ import numpy as np
 from rich.cells import cell_len
 
 from fieldmark import data, duplicates, files, strata, tables
-from fieldmark.console import say
+from fieldmark.console import printable, say
 from fieldmark.data import (
     Photos,
     Split,
@@ -409,7 +409,7 @@ def table(records: Sequence[Record]) -> str:
     rows = [["class", *shown, "all"]]
     for label in classes[:ROWS]:
         numbers = [counts[label, split] for split in shown]
-        rows.append([label, *map(str, numbers), str(sum(numbers))])
+        rows.append([printable(label), *map(str, numbers), str(sum(numbers))])
     if len(classes) > ROWS:
         rows.append([f"and {len(classes) - ROWS} more", *("" for _ in shown), ""])
     sums = [sum(counts[label, split] for label in classes) for split in shown]

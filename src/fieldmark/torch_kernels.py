@@ -195,9 +195,9 @@ def updating(optimiser: Any, variables: Sequence[Any]) -> Callable[[Sequence[Any
 
     Keras' order is kept: clip, decay, update, average, count.
     """
-    if not isinstance(optimiser, keras.optimizers.Adam) or not kernels.plain_options(
-        optimiser, variables
-    ):
+    # Of a class of Keras' own for PyTorch; what a user derives from it may do anything.
+    known = {type(keras.optimizers.Adam()), type(keras.optimizers.AdamW())}
+    if type(optimiser) not in known or not kernels.plain_options(optimiser, variables):
         return lambda gradients: optimiser.apply(gradients, variables)
     adam = fused_adam(optimiser, variables)
 

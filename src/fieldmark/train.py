@@ -162,9 +162,9 @@ def retold(
     say(f"{run.folder} is finished already; give another --out to train anew.")
     if tensorboard or mlflow:
         files.require_folder(run.folder)
-    reserved = [*data.reserved(listed, Path(photos)), *run.photo_folders()]
-    for place in trackers.places(run.folder, mlflow=mlflow):
-        files.refuse_among(place, reserved)
+        reserved = [*data.reserved(listed, Path(photos)), *run.photo_folders()]
+        for place in trackers.places(run.folder, mlflow=mlflow):
+            files.refuse_among(place, reserved)
     followers = trackers.connect(run.folder, tensorboard=tensorboard, mlflow=mlflow)
     with trackers.told(run, followers) as audience:
         audience.finish(outcome(run))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fieldmark import files, images, inference
 from fieldmark.backend import keras
-from fieldmark.decision import SMALLEST
+from fieldmark.decision import LEAST
 from fieldmark.errors import FieldmarkError
 from fieldmark.formats import UnreadableImage
 from fieldmark.images import ImageSpec
@@ -126,5 +126,5 @@ class Trained:
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the probabilities of logits, (n, c) -> (n, c); none of them is 0."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    found: NDArray[np.float64] = np.maximum(powers / powers.sum(axis=1, keepdims=True), SMALLEST)
+    found: NDArray[np.float64] = np.maximum(powers / powers.sum(axis=1, keepdims=True), LEAST)
     return found
