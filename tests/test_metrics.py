@@ -279,6 +279,13 @@ def test_a_planted_temperature_is_found(planted: float) -> None:
     assert words[planted] in text.replace("\n", " ")
 
 
+def test_a_network_that_is_far_too_sure_is_said_to_be_so() -> None:
+    probabilities = np.tile([1.0, 1e-38], (40, 1))
+    measured = measure(predicted(probabilities, [0, 1] * 20, "validation"), resamples=200)
+    assert measured["temperature"]["value"] == pytest.approx(20, rel=0.01)
+    assert "the highest that is tried" in table(measured)
+
+
 @given(st.integers(0, 1000), st.integers(1, 40), st.floats(0.2, 5))
 def test_a_temperature_never_makes_its_own_photos_worse(
     seed: int, count: int, planted: float

@@ -24,7 +24,7 @@ from rich.table import Table
 from scipy import optimize, sparse
 
 from fieldmark.console import printable, printed
-from fieldmark.decision import LEAST, Decision, softened
+from fieldmark.decision import LEAST, SMALLEST, Decision, softened
 from fieldmark.errors import FieldmarkError
 from fieldmark.findings import many, wilson
 from fieldmark.predictions import SPLITS, Predictions
@@ -34,12 +34,12 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Figure = dict[str, Any]  # value, low, high, n, interval
 
-COLDEST, HOTTEST = 0.05, 900.0  # temperatures that are looked at
+COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are looked at
 FOLDS = 5  # parts in which validation photos are judged by the temperature of the others
 ECE_BINS = 15  # of equal width, as Guo et al. (2017) have them
 RELIABILITY_BINS = 10
 POINTS = 20  # of the curve of risk against coverage
-STEPS = 101  # temperatures between which a bootstrap's lowest loss is looked for
+STEPS = 61  # temperatures between which a bootstrap's lowest loss is looked for
 ROOM = 4_000_000  # numbers in one array: 32 MB
 
 
@@ -664,6 +664,12 @@ def _decision_lines(measured: Mapping[str, Any]) -> list[str]:
         f"{decision['threshold']:.3g}, the answer is none of these; chosen to answer "
         f"{100 * decision['coverage']:g} % of the validation photos.",
     ]
+    if decision["temperature"] > 0.99 * HOTTEST:
+        lines.insert(
+            1,
+            "  That is the highest that is tried: it is so sure that nothing sets it right, and "
+            f"what it gives less than {SMALLEST:g} counts as that in the log loss.",
+        )
     for split, of in measured["splits"].items():
         if of["refused"]:
             coverage, accuracy = (

@@ -7,6 +7,7 @@ training (`evaluate`, `explain`, `diagnose`) comes through here, so that all of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from fieldmark import files, images, inference
 from fieldmark.backend import keras
-from fieldmark.decision import LEAST
+from fieldmark.decision import SMALLEST
 from fieldmark.errors import FieldmarkError
 from fieldmark.formats import UnreadableImage
 from fieldmark.images import ImageSpec
@@ -48,12 +49,12 @@ class Trained:
                 f"{run.folder} has no trained weights yet: `fieldmark train PHOTOS --out "
                 f"{run.folder}` goes on with it."
             )
+        if not os.access(run.best, os.R_OK):
+            raise FieldmarkError(files.closed(run.best))
         stamp = files.stamp(run.best)
         try:
             # Plain Keras layers; what is no such thing is refused, not run.
             network = keras.saving.load_model(run.best, compile=False, safe_mode=True)
-        except PermissionError as error:
-            raise FieldmarkError(files.closed(run.best)) from error
         except DAMAGED as error:
             raise FieldmarkError(
                 f"{run.best} cannot be read as a Keras model: bring back the file that the "
@@ -126,5 +127,5 @@ class Trained:
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the probabilities of logits, (n, c) -> (n, c); none of them is 0."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    found: NDArray[np.float64] = np.maximum(powers / powers.sum(axis=1, keepdims=True), LEAST)
+    found: NDArray[np.float64] = np.maximum(powers / powers.sum(axis=1, keepdims=True), SMALLEST)
     return found
