@@ -336,9 +336,9 @@ def refuse_places(
     reserved = data.reserved(photos, source)
     paths = [*photos.paths, *(each.path for each in photos.left_out)]
     for path in places:
-        _refuse_over(path, source, photos.folder, paths, reserved)
         if split is not None and os.path.realpath(path) == os.path.realpath(split):
             raise FieldmarkError(f"{path} is the split itself: name another file.")
+        _refuse_over(path, source, photos.folder, paths, reserved)
         files.require_folder(path.parent)
     if len({os.path.realpath(path) for path in places}) < len(places):
         raise FieldmarkError(f"{places[0]} cannot be both the CSV and the sheet: name two files.")
@@ -354,7 +354,6 @@ def _refuse_over(
 ) -> None:
     """Raise where a file would lie in a folder of photos, or be written over what is read."""
     files.refuse_among(path, reserved)
-    files.refuse_another(path, *OWN)
     try:
         there = path.stat()
     except OSError:
@@ -366,3 +365,4 @@ def _refuse_over(
                 raise FieldmarkError(
                     f"{path} is one of the files that are checked: name another file."
                 )
+    files.refuse_another(path, *OWN)
