@@ -27,11 +27,10 @@ from rich.table import Column
 T = TypeVar("T")
 
 NOTE = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+JOINERS = "\u200c\u200d"  # in Persian words and in emoji; they turn nothing around
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 progress = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-
-JOINERS = "\u200c\u200d"  # in Persian words and in emoji; they turn nothing around
 
 
 # What hears all that would be shown, in place of the terminal: ("say", text),

@@ -205,11 +205,11 @@ def refuse_asked(
     if form != "keras":
         why = f"The export for {form} is written with TensorFlow"
         backend.require("tensorflow", extra="tensorflow", why=why)
-    if form != "keras" and backend.name != "tensorflow":
-        raise FieldmarkError(
-            f"Keras computes with {backend.name}, and an export is written with TensorFlow: set "
-            "KERAS_BACKEND=tensorflow, whatever the run was trained with."
-        )
+        if backend.name != "tensorflow":
+            raise FieldmarkError(
+                f"Keras computes with {backend.name}, and an export is written with TensorFlow: "
+                "set KERAS_BACKEND=tensorflow, whatever the run was trained with."
+            )
     for package in (*MAKERS[form], *(("nncf",) if int8 else ())):
         extra = engines.PACKAGE[form][1]
         backend.require(package, extra=extra, why=f"The export for {form} needs {package}")
