@@ -190,7 +190,7 @@ def test_openvino_is_steadied_where_that_is_needed(
     network = normalised_network()
     network.save(run.best)
     run.classes.write_text("a\nb\nc\n")
-    monkeypatch.setattr("fieldmark.evaluate.own", lambda _: [])  # the odd photos are enough
+    monkeypatch.setattr("fieldmark.evaluate.own", lambda _, **__: [])  # the odd photos are enough
     plain = module.compared
     off = iter([2e-4, 0.0])
 
@@ -497,7 +497,7 @@ def test_without_a_package_or_tensorflow(run: Run, monkeypatch: pytest.MonkeyPat
 def test_without_photos_and_without_weights(run: Run, tmp_path: Path) -> None:
     facts = run.read_environment()
     run.write_json(run.environment, {**facts, "photos": str(tmp_path / "gone")})
-    with pytest.raises(FieldmarkError, match="are not where they were"):
+    with pytest.raises(FieldmarkError, match=r"are not where they were, .*: bring them back\.$"):
         export(run.folder, "openvino")
     run.best.unlink()
     with pytest.raises(FieldmarkError, match="has no trained weights"):

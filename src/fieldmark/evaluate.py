@@ -28,6 +28,7 @@ from fieldmark.trained import Trained, softmax
 HELD_OUT = ("validation", "test")
 NEW = "new"  # the split of photos that the run does not know
 COVERAGE = 0.95  # share of the validation photos that are answered; the others are none of these
+MOVED = ", or name the folder that has all of them now, `fieldmark evaluate {} PHOTOS`"
 
 
 class Row(NamedTuple):
@@ -75,11 +76,11 @@ def evaluate(
     return found
 
 
-def own(run: Run, *, elsewhere: Collection[str] = ()) -> list[Row]:
+def own(run: Run, *, elsewhere: Collection[str] = (), remedy: str = MOVED) -> list[Row]:
     """Return the photos that the run holds out; raise where they are not what they were.
 
     Those of the sha256 in `elsewhere` are left out, as they were found at another place, and those
-    of which the same bytes were trained on.
+    of which the same bytes were trained on. `remedy` is what helps beside bringing them back.
     """
     records = run.read_split()
     trained = {record.sha256 for record in records if record.split == "training"}
@@ -93,8 +94,8 @@ def own(run: Run, *, elsewhere: Collection[str] = ()) -> list[Row]:
         files.require_file(
             run.photo(gone[0]),
             f"{len(gone)} of the {len(held_out)} photos that {run.folder} holds out are not where "
-            f"they were, {run.photo(gone[0])} among them: bring them back, or name the folder that "
-            f"has all of them now, `fieldmark evaluate {run.folder} PHOTOS`.",
+            f"they were, {run.photo(gone[0])} among them: bring them back"
+            f"{remedy.format(run.folder)}.",
         )
     listed = data.Photos(run.photo(""), (), tuple(row.path for row in rows), ())
     for row, sha256 in zip(rows, data.sha256s(listed), strict=True):
