@@ -32,7 +32,7 @@ RANKS = (
     ("article", "resnet_v2", "bit", "weights", "kernels", "environment", "ledger"),
     ("species", "scenery", "svg", "images", "data", "parts", "torch_kernels", "jax_kernels"),
     ("lockstep", "network", "draw", "augment", "cache", "duplicates", "quality", "strata"),
-    ("steps", "batches", "split", "findings", "manifest", "sources"),
+    ("steps", "batches", "split", "findings", "fractals", "manifest", "sources"),
     ("run", "sheet", "inference", "metrics", "engines"),
     ("check", "features", "loop", "rule", "trained", "heatmaps", "compare", "contents", "trackers"),
     ("reproduction", "evaluate", "explain", "predict", "charts", "trials"),

@@ -140,9 +140,22 @@ def test_why_so_many_epochs(seconds: float, wishes: dict[str, Any], words: str) 
 
 
 def test_weights_downloaded_before_are_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rule.at_hand() == ""
+    assert rule.at_hand() == rule.at_hand("resnet26v2_half") == "fractals"
+    assert rule.at_hand("small") == rule.at_hand("resnet50v2") == ""
     monkeypatch.setattr(weights, "downloaded", lambda name: name == "resnet50v2")
-    assert rule.at_hand() == "imagenet"
+    assert rule.at_hand() == rule.at_hand("resnet50v2") == "imagenet"
+    assert rule.at_hand("resnet26v2_half") == "fractals"
+    assert rule.at_hand("small") == rule.at_hand("resnet101v2") == ""
+
+
+def test_drawings_are_no_photos() -> None:
+    """What hangs on weights from photos, a small rate and a probe, does not on those of fractals."""
+    nothing = rule.recipe_for(FLOWERS, CPU, 10)
+    drawn = rule.recipe_for(FLOWERS, CPU, 10, wishes={"weights": "fractals"})
+    assert drawn.recipe == nothing.recipe.changed(weights="fractals")
+    assert drawn.seconds == nothing.seconds
+    assert "from nothing:" in nothing.reasons[0]
+    assert "from weights that have learned drawn fractals:" in drawn.reasons[0]
 
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])

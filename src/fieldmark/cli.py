@@ -814,7 +814,15 @@ def network(
 
 
 @app.command(help_epilogue="Example: `fieldmark draw birds --per-class 100 --size 64`")
-def draw(out: Place, /, *, per_class: Whole = 60, size: Whole = 128, seed: Whole = 0) -> None:
+def draw(
+    out: Place,
+    /,
+    *,
+    per_class: Whole = 60,
+    size: Whole = 128,
+    seed: Whole = 0,
+    fractals: Whole = 0,
+) -> None:
     """Draw photos of four bird species in which the place of every field mark is known.
 
     Parameters
@@ -827,11 +835,18 @@ def draw(out: Place, /, *, per_class: Whole = 60, size: Whole = 128, seed: Whole
         Side of a photo, in pixels.
     seed
         The same number draws the same photos.
+    fractals
+        Draw so many kinds of fractals in place of birds: what the weights `drawn` have learned.
     """
-    from fieldmark.draw import birds
+    if fractals:
+        from fieldmark.fractals import draw as draw_fractals
 
-    folder = birds(out, per_class=per_class, size=size, seed=seed)
-    console.say(f"{4 * per_class} photos in {folder}")
+        folder = draw_fractals(out, kinds=fractals, per_class=per_class, size=size, seed=seed)
+    else:
+        from fieldmark.draw import birds
+
+        folder = birds(out, per_class=per_class, size=size, seed=seed)
+    console.say(f"{(fractals or 4) * per_class} photos in {folder}")
 
 
 def reference() -> str:

@@ -69,13 +69,9 @@ def birds(
     already or cannot be written; then nothing is left behind.
     """
     folder = Path(folder)
-    for name, value, low, high in (
-        ("per_class", per_class, 1, 9999),
-        ("size", size, 32, 1024),
-        ("seed", seed, 0, 2**63 - 1),
-    ):
-        if not low <= value <= high:
-            raise FieldmarkError(f"{name} is {value}: give a whole number from {low} to {high}.")
+    require_within("per_class", per_class, 1, 9999)
+    require_within("size", size, 32, 1024)
+    require_within("seed", seed, 0, 2**63 - 1)
     photos: dict[str, Truth] = {}
     with whole_folder(folder) as part, meter("Drawing", per_class * len(SPECIES)) as progress:
         for c, species in enumerate(SPECIES):
@@ -89,6 +85,12 @@ def birds(
         text = json.dumps({**table, "photos": photos}, separators=(",", ":"))
         (part / "field_marks.json").write_text(text, encoding="utf-8")
     return folder
+
+
+def require_within(name: str, value: int, low: int, high: int) -> None:
+    """Raise a FieldmarkError for a value out of range."""
+    if not low <= value <= high:
+        raise FieldmarkError(f"{name} is {value}: give a whole number from {low} to {high}.")
 
 
 def picture(species: str, *, size: int, rng: np.random.Generator) -> tuple[Image.Image, Truth]:

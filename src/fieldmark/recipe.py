@@ -53,8 +53,9 @@ class Recipe(BaseModel):
     )
     weights: str = Field(
         "",
-        description="What to start from: `imagenet`, which is downloaded once, or a file of "
-        "weights (.keras, .h5, .npz, .safetensors). The article starts from nothing.",
+        description="What to start from: `imagenet`, which is downloaded once; `fractals`, which "
+        "`resnet26v2_half` has learned from drawings; or a file of weights (.keras, .h5, .npz, "
+        ".safetensors). The article starts from nothing.",
     )
     probe: bool = Field(
         False,

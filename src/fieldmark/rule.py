@@ -132,24 +132,24 @@ def recipe_for(
     """Choose a recipe for these photos that takes about so many minutes on this machine.
 
     `wishes` are values of a recipe that are settled already; what hangs on them follows. Without
-    `weights` among them the training begins from nothing. Raises a FieldmarkError for minutes that
-    are none, and for wishes that cannot be met.
+    `weights` among them the training begins from nothing (`at_hand` names some). Raises a
+    FieldmarkError for minutes that are none, and for wishes that cannot be met.
     """
     if not minutes > 0:
         raise FieldmarkError(f"{minutes:g} minutes are no time to train in: give more than 0.")
     seconds = max(minutes * 60 - START, 5.0)
-    choose = _with_weights if wishes.get("weights") else _from_nothing
+    choose = _with_weights if of_photos(wishes.get("weights", "")) else _without_photos
     return choose(photos, device, seconds, wishes)
 
 
-# ---- from nothing -------------------------------------------------------------------------------
+# ---- without photos of others -------------------------------------------------------------------
 
 
-def _from_nothing(
+def _without_photos(
     photos: Facts, device: Device, seconds: float, wishes: Mapping[str, Any]
 ) -> Chosen:
-    """Choose resolution and epochs for a network that knows nothing yet."""
-    name = network_named(wishes.get("network", "resnet26v2_half"))
+    """Choose resolution and epochs for a network that has seen drawings at most."""
+    name = network_named(wishes.get("network", weights.FRACTALS_NETWORK))
     for sizes in sides(photos, wishes.get("image_size", 0)):
         epoch = _epoch(photos, device, name, sizes)
         if seconds / epoch * photos.count >= ENOUGH:
@@ -180,8 +180,10 @@ def _from_nothing(
         "balance": _balance(photos),
     }
     recipe = SCRATCH.changed(**{**values, **wishes})
+    start = "weights that have learned drawn fractals" if recipe.weights else "nothing"
     reasons = (
-        f"Network {name}, from nothing: no weights are at hand (--weights imagenet fetches some).",
+        f"Network {name}, from {start}: no weights of photos are at hand (--weights imagenet "
+        "fetches some).",
         f"Photos of {begin} to {end} pixels, {side} in the end: those here have {photos.side}, and "
         f"{why}.",
         f"Batches of {batch}: {steps:,} steps for {photos.count:,} photos.",
@@ -241,9 +243,16 @@ def _with_weights(
     return Chosen(recipe, reasons, START + features + epochs * epoch)
 
 
-def at_hand() -> str:
-    """Name the weights that are on this machine already: `imagenet`, or none."""
-    return "imagenet" if weights.downloaded("resnet50v2") else ""
+def at_hand(network: str = "") -> str:
+    """Name the weights for a network, or for any, that are on this machine already, or none."""
+    if weights.downloaded(network or "resnet50v2"):
+        return "imagenet"
+    return "fractals" if network in ("", weights.FRACTALS_NETWORK) else ""
+
+
+def of_photos(start: str) -> bool:
+    """Tell whether weights have seen photos, so that little is left to learn."""
+    return start not in ("", "fractals")
 
 
 def network_of(start: str) -> str:

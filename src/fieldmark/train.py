@@ -193,7 +193,7 @@ def choose(
         rule.Facts.of(data.list_photos(photos), held_out=held_out),
         rule.measured(),
         rule.MINUTES if minutes is None else minutes,
-        wishes={"weights": rule.at_hand(), **values},
+        wishes={"weights": rule.at_hand(values.get("network", "")), **values},
     )
     for line in rule.told(found):
         say(line)

@@ -217,11 +217,11 @@ def choices(
 ) -> tuple[Chosen, dict[int, Recipe]]:
     """Return what the rule chooses, and the recipe for each image size that the minutes allow."""
     minutes = rule.MINUTES if minutes is None else minutes
-    wishes = {"weights": rule.at_hand(), **values}
+    wishes = {"weights": rule.at_hand(values.get("network", "")), **values}
     found = rule.recipe_for(facts, device, minutes, wishes=wishes)
     bases = {found.recipe.image_size: found.recipe}
     settled = {"image_size", "begin_size", "end_size", "epochs"} & set(values)
-    if not settled and not found.recipe.weights:  # weights do best at the size of their training
+    if not settled and not rule.of_photos(found.recipe.weights):  # those have a size of their own
         for *_, side in rule.sides(facts, 0):
             other = rule.recipe_for(facts, device, minutes, wishes={**wishes, "image_size": side})
             if other.seconds <= max(found.seconds, minutes * 60) * 1.1:
@@ -246,7 +246,7 @@ def refuse_untunable(recipe: Recipe) -> None:
 def local(recipe: Recipe) -> Recipe:
     """Return the recipe with paths that mean the same in another process."""
     changes = {}
-    if recipe.weights not in ("", "imagenet"):
+    if recipe.weights not in ("", *weights.WORDS):
         changes["weights"] = str(files.expanded(recipe.weights).absolute())
     if recipe.split not in ("auto", "article", "stratified"):
         changes["split"] = str(files.expanded(recipe.split).absolute())

@@ -1,9 +1,10 @@
 """Weights from outside: a file of another program's arrays -> a network's weights.
 
-In: a network, and a file or the word `imagenet`. Out: the network's arrays are replaced, all of
+In: a network, and a file or one of two words. Out: the network's arrays are replaced, all of
 them or none, and what was loaded is reported. `docs/weights.md` says which files there are.
 
     imagenet        Keras' own file for `resnet_v2`, downloaded once
+    fractals        our own for `resnet26v2_half`, which has learned drawings; it lies beside this
     .keras          a network that Keras 3 saved; only its arrays are read, nothing in it is run
     .weights.h5     the weights that Keras 3 saved
     .h5             a network or its weights, as older versions of Keras saved them
@@ -54,6 +55,10 @@ IMAGENET_MD5 = {
 }
 IMAGENET_CLASSES = 1000
 
+FRACTALS_NETWORK = "resnet26v2_half"
+FRACTALS_FILE = Path(__file__).with_name("fractals.weights.h5")  # `benchmarks/fractals.py` made it
+
+WORDS = ("imagenet", "fractals")  # that stand for files
 HEAD = "predictions"  # the classifier's layer, here and in Keras applications
 OLD_HEAD = "probs"  # its name when Keras' files were made (keras-applications 1.0.8)
 LARGEST = 2_000_000_000  # bytes; the largest published file for these networks has 0.3e9
@@ -79,7 +84,7 @@ class Loaded:
 
 
 def load(network: Any, source: str | os.PathLike[str]) -> Loaded:
-    """Replace the weights of a network by those in a file, or by Keras' own for `imagenet`.
+    """Replace the weights of a network by those in a file, or by those of `WORDS`.
 
     The head is left as it is where the file has none, or one for another number of classes, and
     that is said. Raises FieldmarkError, with the network unchanged, for a file that is missing,
@@ -89,6 +94,8 @@ def load(network: Any, source: str | os.PathLike[str]) -> Loaded:
     if source == "imagenet":
         with_top = head is not None and head.units == IMAGENET_CLASSES
         path = download(network.name, include_top=with_top)
+    elif source == "fractals":
+        path = _fractals(network.name)
     else:
         path = files.expanded(source)
     found = read(path)
@@ -120,7 +127,9 @@ def load(network: Any, source: str | os.PathLike[str]) -> Loaded:
 
 def require_there(path: Path) -> None:
     """Raise a FieldmarkError where there is no such file of weights."""
-    files.require_file(path, f"There is no file {path}: name a file of weights, or imagenet.")
+    files.require_file(
+        path, f"There is no file {path}: name a file of weights, or {' or '.join(WORDS)}."
+    )
 
 
 def read(path: Path) -> Arrays:
@@ -408,6 +417,16 @@ def _refuse_misfits(
             f"The weights in {path} are not those of the network {network}; of their arrays are "
             f"{', '.join(wrong)}. Name the network that they were made for, or other weights."
         )
+
+
+def _fractals(name: str) -> Path:
+    """Return the file that comes with fieldmark; raise for a network that it is not of."""
+    if name != FRACTALS_NETWORK:
+        raise FieldmarkError(
+            f"The weights fractals are of the network {FRACTALS_NETWORK} and not of {name}: name "
+            "that network, or a file of weights."
+        )
+    return FRACTALS_FILE
 
 
 # Keras' files for ImageNet.
