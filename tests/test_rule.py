@@ -149,7 +149,7 @@ def test_weights_downloaded_before_are_at_hand(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_drawings_are_no_photos() -> None:
-    """What hangs on weights from photos, a small rate and a probe, does not on those of fractals."""
+    """A small rate, a probe and a size of their own go with weights that have seen photos."""
     nothing = rule.recipe_for(FLOWERS, CPU, 10)
     drawn = rule.recipe_for(FLOWERS, CPU, 10, wishes={"weights": "fractals"})
     assert drawn.recipe == nothing.recipe.changed(weights="fractals")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
@@ -114,7 +114,7 @@ def _maps(rng: np.random.Generator) -> tuple[Floats, Floats]:
     return before * stretch @ after * signs, rng.uniform(-1, 1, (count, 2))
 
 
-def turned(angles: Floats) -> Floats:
+def turned(angles: ArrayLike) -> Floats:
     """Return the matrices, (..., 2, 2), that turn the plane by so many radians."""
     cosine, sine = np.cos(angles), np.sin(angles)
     return np.stack([np.stack([cosine, -sine], -1), np.stack([sine, cosine], -1)], -2)
@@ -149,8 +149,8 @@ def cloud(size: int, rng: np.random.Generator) -> Floats:
     frequency = np.hypot(across[:, None], across)
     frequency[0, 0] = 1
     waves = rng.normal(size=(2, size, size)) / frequency ** rng.uniform(0.6, 2)
-    noise = np.fft.ifft2(waves[0] + 1j * waves[1]).real[..., None]
-    noise = (noise - noise.min()) / np.ptp(noise)
+    sums = np.fft.ifft2(waves[0] + 1j * waves[1]).real[..., None]
+    noise: Floats = (sums - sums.min()) / np.ptp(sums)
     hue = rng.uniform()
     first, second = (
         _colour(each, rng.uniform(0, 0.8), rng.uniform(0.05, 1))
@@ -181,8 +181,8 @@ def _thing(kind: Kind, size: int, rng: np.random.Generator) -> tuple[Floats, Flo
     flat, maps = places[inside] @ [size, 1], maps[inside]
 
     count = np.bincount(flat, minlength=size * size).reshape(size, size)
-    tone = np.bincount(flat, maps / (len(kind.shifts) - 1), size * size).reshape(size, size)
-    tone /= np.maximum(count, 1)
+    tones = np.bincount(flat, maps / (len(kind.shifts) - 1), size * size).reshape(size, size)
+    tone = tones / np.maximum(count, 1)
     near = uniform_filter((count > 0).astype(float), 3, mode="constant")
     tone = uniform_filter(tone, 3, mode="constant") / np.maximum(near, 1e-9)
     shade = np.log1p(9 * uniform_filter(count.astype(float), 3, mode="constant"))

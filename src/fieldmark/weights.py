@@ -42,6 +42,7 @@ from fieldmark import files
 from fieldmark.backend import keras, require
 from fieldmark.console import meter, say
 from fieldmark.errors import FieldmarkError
+from fieldmark.recipe import Network
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -55,7 +56,7 @@ IMAGENET_MD5 = {
 }
 IMAGENET_CLASSES = 1000
 
-FRACTALS_NETWORK = "resnet26v2_half"
+FRACTALS_NETWORK: Network = "resnet26v2_half"
 FRACTALS_FILE = Path(__file__).with_name("fractals.weights.h5")  # `benchmarks/fractals.py` made it
 
 WORDS = ("imagenet", "fractals")  # that stand for files
