@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fieldmark import cli, draw, network, species, train
+from fieldmark import cli, draw, fractals, network, species, train
 from fieldmark.recipe import SCRATCH
 
 DOCS = Path(__file__).parent
@@ -29,11 +29,23 @@ def contact_sheet(columns: int, *, seed: int) -> Image.Image:
     return sheet
 
 
+def fractal_sheet(kinds: int, columns: int) -> Image.Image:
+    """Draw a row of pictures for each of the first kinds that the weights have learned."""
+    rows = []
+    for number in range(kinds):
+        kind = fractals.kind_of(np.random.default_rng([0, number]))
+        rngs = (np.random.default_rng([0, number, column]) for column in range(columns))
+        pictures = [np.asarray(fractals.picture(kind, size=96, rng=rng)) for rng in rngs]
+        rows.append(np.hstack(pictures))
+    return Image.fromarray(np.vstack(rows))
+
+
 def main() -> None:
     """Write each file."""
     (DOCS / "cli.md").write_text(cli.reference(), encoding="utf-8")
     PICTURES.mkdir(exist_ok=True)
     contact_sheet(6, seed=2).resize((1008, 672)).save(PICTURES / "drawn_birds.jpg", quality=88)
+    fractal_sheet(6, 10).save(PICTURES / "drawn_fractals.jpg", quality=86)
     demo = DOCS.parent / "build" / "demo"
     with Image.open(demo / "run" / "figures" / "predictions.png") as figure:
         figure.convert("RGB").resize((1000, 500)).save(PICTURES / "predictions.jpg", quality=86)
