@@ -64,10 +64,14 @@ def straight(network: Any) -> bool:
     known = {id(network.input)}
     for layer in network.layers[1:]:  # the first is the input; Keras lists them in order
         node, *others = layer._inbound_nodes
+        arguments = node.arguments
+        if others or len(arguments.args) != 1 or arguments.kwargs:
+            return False
         given = layer.input if isinstance(layer.input, list) else [layer.input]
-        alone = len(node.arguments.args) == 1 and len(node.input_tensors) == len(given)
-        as_list = isinstance(node.arguments.args[0], list) == isinstance(layer.input, list)
-        if others or not alone or not as_list or layer.activity_regularizer or adds_loss(layer):
+        as_list = isinstance(arguments.args[0], list) == isinstance(layer.input, list)
+        if len(node.input_tensors) != len(given) or not as_list:
+            return False
+        if layer.activity_regularizer or adds_loss(layer):
             return False
         if any(id(x) not in known for x in given):
             return False
@@ -192,7 +196,7 @@ def fused_step(
     # Open sizes: a change of resolution or a smaller last batch is not traced again. XLA is off:
     # on a CPU its convolutions take twice as long.
     signature = [
-        tf.TensorSpec((None, None, None, network.input.shape[-1]), tf.float32),
+        tf.TensorSpec((None, *network.input.shape[1:]), tf.float32),
         tf.TensorSpec((None, network.output.shape[-1]), tf.float32),
         tf.TensorSpec((None,), tf.float32),
     ]
