@@ -153,12 +153,12 @@ def set_head(network: Any, head: Head) -> None:
 
 
 def classifier(network: Any) -> Any:
-    """Return the network's last layer, which must be a Dense one."""
+    """Return the network's last layer, which must be a Dense one with a bias."""
     layer = network.layers[-1]
-    if not isinstance(layer, keras.layers.Dense):
+    if not isinstance(layer, keras.layers.Dense) or layer.bias is None:
         raise FieldmarkError(
-            f"The last layer of {network.name} is {layer.name}, which is no classifier: "
-            "build the network with its top."
+            f"The last layer of {network.name} is {layer.name}, which is no classifier with a "
+            "bias: build the network with its top."
         )
     return layer
 

@@ -171,6 +171,12 @@ def by_batches(recipe: Recipe, listed: Photos, begun: Sequence[Record]) -> Feed:
     sizes = recipe.sizes()
     stages = {size: resized(training, size) for size in sizes}
     epochs = tuple(stages[size] for size in sizes)
+    steps = sum(map(len, epochs))
+    if recipe.epochs and recipe.accumulate > steps:
+        raise FieldmarkError(
+            f"--accumulate {recipe.accumulate} is more than the {steps} steps of the training, "
+            "which would change no weight: give less, or more --epochs."
+        )
     images, labels = (epochs or (training,))[0].seen(0, 0)
     some = np.random.default_rng(recipe.seed).permutation(len(validation.pixels))[:8]
     return Feed(

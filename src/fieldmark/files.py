@@ -177,7 +177,7 @@ def require_file(path: Path, otherwise: str) -> None:
         there = stat.S_ISREG(path.stat().st_mode)
     except PermissionError as error:
         raise FieldmarkError(closed(path)) from error
-    except OSError:
+    except (OSError, ValueError):  # of a name that none can have
         there = False
     if not there:
         raise FieldmarkError(otherwise)

@@ -178,9 +178,9 @@ def best_of(log: Sequence[Epoch], monitor: Monitor) -> Best | None:
     return best
 
 
-def accuracy_of(line: Epoch, *, averaged: bool) -> float:
-    """Return the validation accuracy of a line of the log, of the averaged weights or the raw."""
-    return line["averaged_val_accuracy" if averaged else "val_accuracy"] or 0.0
+def accuracy_of(line: Epoch, *, averaged: bool) -> float | None:
+    """Return the validation accuracy of a line of the log, or nothing where it was no number."""
+    return line["averaged_val_accuracy" if averaged else "val_accuracy"]
 
 
 def looked_at(epoch: int, recipe: Recipe, epochs: int) -> bool:
@@ -192,8 +192,10 @@ def over(log: Sequence[Epoch], recipe: Recipe, epochs: int) -> bool:
     """Tell whether a training with this log is at its end."""
     if len(log) >= epochs:
         return True
+    if not recipe.patience or not log or "val_loss" not in log[-1]:
+        return False  # what was not looked at may be better
     best = best_of(log, recipe.monitor)
-    return bool(recipe.patience) and len(log) - (best.epoch if best else 0) >= recipe.patience
+    return len(log) - (best.epoch if best else 0) >= recipe.patience
 
 
 # ---- the course of a training -------------------------------------------------------------------

@@ -39,6 +39,9 @@ CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 NORMALISATIONS = (layers.BatchNormalization, layers.GroupNormalization, layers.LayerNormalization)
 ACTIVATIONS = (layers.Activation, layers.ReLU, layers.LeakyReLU)
+# Products of what is computed, by layers and by operations of `keras.ops`, which have no public name.
+PRODUCTS = (layers.Dot, layers.Attention, layers.AdditiveAttention)
+PRODUCT_NAMES = ("Conv", "ConvTranspose", "Dot", "Einsum", "Inner", "Matmul", "Outer", "Tensordot")
 # The word that the drawing uses for a layer; one that is not here keeps its class' name.
 KINDS: tuple[tuple[Any, str], ...] = (
     (layers.InputLayer, "input"),
@@ -84,6 +87,7 @@ class _Node:
     layer: Any
     sources: tuple[int, ...]
     shape: tuple[int | None, ...]  # without the batch
+    parameters: int  # that no earlier node has brought in
 
 
 BUILDERS: dict[Network, Callable[..., Any]] = {
@@ -182,7 +186,7 @@ def blocks(model: Any) -> Anatomy:
     if not found:
         raise FieldmarkError(
             f"{model.name} has no residual block: no addition joins two ways from one tensor, so "
-            "there is nothing to draw block by block. Its cost can be counted all the same."
+            "there is nothing to draw block by block."
         )
     seen = above[found[0].entry]
     stem = _part(nodes, seen)
@@ -245,7 +249,11 @@ def _follow(model: Any, nodes: list[_Node], entries: Sequence[int]) -> list[int]
                 ends = _follow(call.operation, nodes, sources)
             else:
                 ends = repeat(len(nodes))
-                nodes.append(_Node(call.operation, sources, call.output_tensors[0].shape[1:]))
+                layer = call.operation
+                again = any(node.layer is layer for node in nodes)
+                parameters = 0 if again or not hasattr(layer, "weights") else layer.count_params()
+                shape = call.output_tensors[0].shape[1:]
+                nodes.append(_Node(layer, sources, shape, parameters))
             places |= zip(map(id, call.output_tensors), ends, strict=False)
     return [places[id(tensor)] for tensor in graph.outputs]
 
@@ -260,7 +268,11 @@ def _multiply_adds(node: _Node) -> int:
         terms = math.prod(layer.kernel.shape[:-1])
     elif isinstance(layer, DEPTHWISE):
         terms = math.prod(layer.kernel.shape[:-2])  # each channel by itself
-    elif any(len(weight.shape) > 1 for weight in getattr(layer, "weights", ())):
+    elif (
+        isinstance(layer, PRODUCTS)
+        or type(layer).__name__ in PRODUCT_NAMES
+        or any(len(weight.shape) > 1 for weight in getattr(layer, "weights", ()))
+    ):
         raise FieldmarkError(
             f"The multiply-adds of layer {layer.name} ({type(layer).__name__}) cannot be counted: "
             "known are convolutions, depthwise convolutions and dense layers."
@@ -365,10 +377,9 @@ def _convolutions(way: Sequence[_Node]) -> tuple[Step, ...]:
 def _part(nodes: Sequence[_Node], bits: int) -> Part:
     """Sum up the nodes in a set of bits."""
     members = [node for place, node in enumerate(nodes) if bits >> place & 1]
-    weighed = {id(node.layer): node.layer for node in members if hasattr(node.layer, "weights")}
     return Part(
         steps=tuple(map(_step, members)),
-        parameters=sum(layer.count_params() for layer in weighed.values()),
+        parameters=sum(node.parameters for node in members),
         multiply_adds=sum(map(_multiply_adds, members)),
     )
 

@@ -220,6 +220,7 @@ class Recipe(BaseModel):
     clip: float = Field(
         0.0,
         ge=0,
+        le=1e6,
         description="The longest that all gradients together may be; 1 is the custom. 0: any, as "
         "in the article.",
     )

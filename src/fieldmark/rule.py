@@ -30,6 +30,7 @@ from fieldmark.recipe import FINETUNE, PROBE, SCRATCH, Network, Recipe
 from fieldmark.run import open_run
 
 MINUTES = 10.0  # that a training may take where nobody says
+YEAR = 525_600.0  # minutes
 
 # Multiply-adds of a photo of 224 px (`fieldmark network NAME`); they grow with the square.
 MULTIPLY_ADDS: dict[Network, float] = {
@@ -135,8 +136,10 @@ def recipe_for(
     `weights` among them the training begins from nothing (`at_hand` names some). Raises a
     FieldmarkError for minutes that are none, and for wishes that cannot be met.
     """
-    if not minutes > 0:
-        raise FieldmarkError(f"{minutes:g} minutes are no time to train in: give more than 0.")
+    if not 0 < minutes <= YEAR:
+        raise FieldmarkError(
+            f"{minutes:g} minutes are no time to train in: give more than 0, and a year at most."
+        )
     seconds = max(minutes * 60 - START, 5.0)
     choose = _with_weights if of_photos(wishes.get("weights", "")) else _without_photos
     return choose(photos, device, seconds, wishes)
@@ -269,7 +272,7 @@ def network_of(start: str) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             return str(json.loads(archive.read("config.json"))["config"]["name"])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except weights.DAMAGED as error:
         if path.suffix.lower() == ".keras":
             weights.read(path)  # which says what is wrong with one that is damaged
         raise FieldmarkError(

@@ -274,8 +274,8 @@ def refuse_shares(validation: float, test: float) -> None:
     """Raise for shares that leave nothing to train on."""
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise FieldmarkError(
-            f"--validation {validation:g} and --test {test:g} leave no photos to train on: "
-            "take shares from 0 on that come to less than 1 together."
+            f"Shares of {validation:g} for validation and {test:g} for test leave no photos to "
+            "train on: take shares from 0 on that come to less than 1 together."
         )
 
 

@@ -136,7 +136,7 @@ def fit(
             say(kept(run))
             raise
         except FieldmarkError:  # a full disk, too little memory, a loss that is no number
-            if begun is None and not run.last.exists():
+            if begun is None and not (run.last.exists() or run.best.exists()):
                 shutil.rmtree(run.folder)  # made by this call, and nothing was learned
             else:
                 say(kept(run))
@@ -434,6 +434,8 @@ def predict_singly(network: Any, images: np.ndarray[Any, Any]) -> list[int]:
 
 def kept(run: Run) -> str:
     """Say what a run that was stopped holds."""
+    if not run.last.exists() and run.best.exists():  # of a probe, which has no steps
+        return f"Stopped; {run.best} is kept, and the same command does what is left."
     if not run.last.exists():
         return f"Stopped before anything was learned; {run.folder} holds no weights."
     return (
@@ -448,22 +450,25 @@ def outcome(run: Run) -> str:
     last = next(line for line in reversed(log) if "val_accuracy" in line)
     averaged = "averaged_val_accuracy" in last
     accuracy = loop.accuracy_of(last, averaged=averaged)
+    best = loop.best_of(log, recipe.monitor)
+    if accuracy is None and best is None:
+        return (
+            f"The validation loss after epoch {last['epoch']} is no number, nor was it before, so "
+            f"that {run.folder} has no weights: begin another run with a smaller --learning-rate."
+        )
     held_out = Counter(row.label for row in run.read_split() if row.split == "validation")
     count = held_out.total()
-    right = round(accuracy * count)
+    right = round((accuracy or 0) * count)  # what answers by no number is never right
     low, high = wilson(right / count, count)
     commonest = max(held_out.values())
-    best = loop.best_of(log, recipe.monitor)
-    holds = "There are no weights whose loss is a number."
-    if best is not None:
+    holds = f"{run.best} holds it."
+    if recipe.epochs and best is not None:
         holds = f"{run.best} holds {'the averages of ' if best.averaged else ''}epoch {best.epoch}"
         if (best.epoch, best.averaged) != (last["epoch"], averaged):
             line = next(line for line in log if line["epoch"] == best.epoch)
             of_best = loop.accuracy_of(line, averaged=best.averaged)
             holds += f", the best by validation {recipe.monitor}: {of_best:.1%}"
         holds += "."
-    if not recipe.epochs:
-        holds = f"{run.best} holds it."
     return (
         f"Validation accuracy after epoch {last['epoch']}{', averaged weights' * averaged}: "
         f"{accuracy:.1%}, {right} of {count} photos "

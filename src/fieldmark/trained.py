@@ -46,8 +46,8 @@ class Trained:
         """Read the best weights of a run; raises a FieldmarkError where it has none."""
         if not run.best.exists():
             raise FieldmarkError(
-                f"{run.folder} has no trained weights yet: `fieldmark train PHOTOS --out "
-                f"{run.folder}` goes on with it."
+                f"{run.folder} has no trained weights: `fieldmark train PHOTOS --out "
+                f"{run.folder}` goes on with it, or says why there are none."
             )
         if not os.access(run.best, os.R_OK):
             raise FieldmarkError(files.closed(run.best))

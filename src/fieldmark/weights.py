@@ -67,7 +67,7 @@ TIMEOUT = 30  # seconds without a byte from the server
 MIB = 1 << 20
 # What Keras and the libraries under it raise for a file that is damaged, or is another.
 DAMAGED = (
-    *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError),
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError),
     MemoryError,
     *(zipfile.BadZipFile, zlib.error),
 )
@@ -152,7 +152,7 @@ def read(path: Path) -> Arrays:
     if not arrays:
         raise FieldmarkError(f"{path} holds no weights: name another file.")
     for name, array in arrays.items():
-        if array.dtype.kind not in "fV":
+        if array.dtype.kind not in "fV" or array.dtype.type is np.void:  # bfloat16 is a V too
             raise FieldmarkError(
                 f"{path} cannot be used: its array {name} is of {array.dtype} and not of "
                 "floating-point numbers."
