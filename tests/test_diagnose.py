@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -25,6 +26,7 @@ from fieldmark import diagnose, split, train
 from fieldmark.contents import Remarks, read
 from fieldmark.data import list_photos, sha256s
 from fieldmark.errors import FieldmarkError
+from fieldmark.images import ImageSpec
 from fieldmark.recipe import ARTICLE, Recipe
 from fieldmark.run import Run
 
@@ -112,6 +114,28 @@ def test_a_run_without_a_fault_has_none(run: Run) -> None:
     assert [(each.kind, each.of) for each in found.of("error", "warning")] == [("tiny", 280)]
     (tiny,) = found.findings
     assert (tiny.shown, tiny.pictured) == (diagnose.PICTURES.finding, True)
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict"), [(1.0, "fine"), (0.01, "fault")], ids=["far off", "of another range"]
+)
+def test_only_what_beats_guessing_was_trained_on(share: float, verdict: str) -> None:
+    """Of a network that is far off, smaller numbers make less; that says nothing of its range."""
+    measured = {"0..255": 308.7, "0..1": 11.7, "-1..1": 12.6}  # of an article's two epochs
+    noise = np.random.default_rng(0).uniform(0.9, 1.1, 40)
+    spec = ImageSpec(size=32, mode="crop", interpolation="bilinear", scaling="0..255")
+
+    def answers(_: object, spec: ImageSpec) -> SimpleNamespace:
+        return SimpleNamespace(losses=share * measured[spec.scaling] * noise)
+
+    case: Any = SimpleNamespace(
+        classes=4,
+        classifier=SimpleNamespace(specification=spec),
+        run=SimpleNamespace(specification=Path("image.json")),
+        validation=None,
+        answers=answers,
+    )
+    assert diagnose.input_range(case).verdict == verdict
 
 
 @pytest.mark.slow

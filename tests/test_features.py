@@ -120,6 +120,9 @@ def test_a_network_without_a_classifier_is_refused(small: Any) -> None:
     below = keras.Model(small.input, small.get_layer("avg_pool").output, name="below")
     with pytest.raises(FieldmarkError, match="The last layer of below is avg_pool, which is no"):
         features.features(below, noise(5))
+    bare = keras.Model(below.input, keras.layers.Dense(2, use_bias=False)(below.output))
+    with pytest.raises(FieldmarkError, match="no classifier with a bias"):
+        features.features(bare, noise(5))
 
 
 # ---- the head -----------------------------------------------------------------------------------

@@ -184,6 +184,15 @@ def test_patience_ends_a_training() -> None:
     assert loop.over([line(1, None, 0.5)], PLAIN.changed(patience=1), 9)
 
 
+def test_patience_waits_until_the_validation_was_looked_at() -> None:
+    recipe = PLAIN.changed(patience=2, validate_every=4)
+    unseen = [{"epoch": epoch, "loss": 1.0} for epoch in (1, 2, 3)]
+    assert not any(loop.over(unseen[:count], recipe, 9) for count in range(4))
+    assert not loop.over([*unseen, line(4, 0.5, 0.5), {"epoch": 5, "loss": 1.0}], recipe, 9)
+    assert not loop.over([*unseen, line(4, 0.5, 0.5)], recipe, 9)
+    assert loop.over([line(1, 0.5, 0.5), *unseen[1:], line(4, 0.6, 0.5)], recipe, 9)
+
+
 def test_the_validation_is_looked_at_now_and_then(tmp_path: Path) -> None:
     outcome = teach(tmp_path / "run", 5, recipe=PLAIN.changed(validate_every=2))
     assert [line["epoch"] for line in outcome.log if "val_loss" in line] == [2, 4, 5]

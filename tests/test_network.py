@@ -96,6 +96,19 @@ def test_a_layer_called_twice_costs_twice_and_weighs_once() -> None:
     assert network.cost(model).parameters == 9
 
 
+def test_a_layer_shared_by_two_stages_weighs_once() -> None:
+    image = x = keras.Input((8, 8, 4))
+    shared = layers.Conv2D(4, 1)
+    x = layers.Add()([x, layers.Conv2D(4, 3, padding="same")(shared(x))])
+    y = layers.Conv2D(8, 1)(shared(x))
+    x = layers.Add()([layers.Conv2D(8, 1)(x), y])
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(x))
+    found = network.blocks(model)
+    assert len(found.stages) == 2
+    parts = (found.stem, *found.stages, found.head)
+    assert sum(part.parameters for part in parts) == network.cost(model).parameters
+
+
 def test_a_model_used_as_a_layer_is_looked_into() -> None:
     inner_image = keras.Input((8, 8, 4))
     inner = keras.Model(inner_image, inner_image + layers.Conv2D(4, 3, padding="same")(inner_image))
@@ -113,6 +126,15 @@ def test_what_cannot_be_counted_is_refused() -> None:
     image = keras.Input((8, 8, 3))
     with pytest.raises(FieldmarkError, match="Conv2DTranspose"):
         network.cost(keras.Model(image, layers.Conv2DTranspose(2, 3)(image)))
+    rows = layers.Reshape((64, 3))(image)
+    for product in (
+        layers.Dot(axes=2)([rows, rows]),
+        layers.Attention()([rows, rows]),
+        keras.ops.matmul(rows, keras.ops.transpose(rows, (0, 2, 1))),
+        keras.ops.einsum("nij,nkj->nik", rows, rows),
+    ):
+        with pytest.raises(FieldmarkError, match="cannot be counted"):
+            network.cost(keras.Model(image, product))
     free = keras.Input((None, None, 3))
     with pytest.raises(FieldmarkError, match="leaves open"):
         network.cost(keras.Model(free, layers.Conv2D(2, 3)(free)))

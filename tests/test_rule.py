@@ -158,7 +158,7 @@ def test_drawings_are_no_photos() -> None:
     assert "from weights that have learned drawn fractals:" in drawn.reasons[0]
 
 
-@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf"), 1e308])
 def test_no_time_is_refused(minutes: float) -> None:
     with pytest.raises(FieldmarkError, match="are no time to train in"):
         rule.recipe_for(FLOWERS, CPU, minutes)

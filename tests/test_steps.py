@@ -270,6 +270,10 @@ def test_a_network_that_is_no_row_of_layers_is_left_to_keras() -> None:
         layer.add_loss(keras.ops.mean(x**2))
         return x
 
+    class Scaled(layers.Layer):  # type: ignore[misc]
+        def call(self, x: Any, scale: float = 1.0) -> Any:
+            return x * scale
+
     penalised = layers.Conv2D(3, 1, activity_regularizer="l2")
     assert kernels.straight(graph(lambda x: layers.Add()([x, layers.Conv2D(3, 1)(x)])))
     for body in (
@@ -279,6 +283,8 @@ def test_a_network_that_is_no_row_of_layers_is_left_to_keras() -> None:
         lambda x: {"logits": layers.Conv2D(3, 1)(x)},
         attending,  # a layer of two inputs
         penalised,
+        lambda x: layers.Conv2D(3, 1)(inputs=x),
+        lambda x: Scaled()(x, scale=30.0),  # what is given beside the tensor
         type("Penalty", (layers.Layer,), {"call": penalising})(),
     ):
         assert not kernels.straight(graph(body))

@@ -132,6 +132,7 @@ def test_the_same_seed_trains_the_same_network_and_the_photos_are_only_read(
     ("values", "reason"),
     [
         ({"batch_size": 41}, "A batch of 41 is larger than the 40 training photos"),
+        ({"accumulate": 11}, "--accumulate 11 is more than the 10 steps of the training"),
         ({"split": "article", "validation_split": 0.01}, "48 for training and 0 for validation"),
         ({"split": "article", "test_split": 0.1}, "Keras' split has neither test photos"),
         ({"validation_split": 0.5, "test_split": 0.5}, "leave no photos to train on"),

@@ -373,7 +373,8 @@ def test_what_holds_no_numbers_is_refused(target: Any, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "flat.h5", "w") as file:
         file["layers"] = np.zeros(3)
     refused(target, tmp_path / "flat.h5")
-    for name, content in (("whole.h5", np.zeros(3, int)), ("text.h5", "a")):
+    pairs = np.zeros(3, [("a", "f4"), ("b", "f4")])
+    for name, content in (("whole.h5", np.zeros(3, int)), ("text.h5", "a"), ("pairs.h5", pairs)):
         with h5py.File(tmp_path / name, "w") as file:
             file["post_bn/post_bn/gamma:0"] = content
         refused(target, tmp_path / name, "not of floating-point numbers")
