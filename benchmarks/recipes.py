@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--group-by", default="")
     options = parser.parse_args()
     pairs = options.pairs if len(options.pairs) > 1 else range(options.pairs[0])
+    pairs = dict.fromkeys(pairs)  # so that `--pairs 3 3` is the pair 3 alone
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "results.jsonl"
     results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

@@ -270,7 +270,7 @@ def test_a_network_that_is_no_row_of_layers_is_left_to_keras() -> None:
         layer.add_loss(keras.ops.mean(x**2))
         return x
 
-    class Scaled(layers.Layer):  # type: ignore[misc]
+    class Scaled(layers.Layer):  # type: ignore[misc, name-defined]
         def call(self, x: Any, scale: float = 1.0) -> Any:
             return x * scale
 

@@ -24,8 +24,8 @@ from fieldmark import locks, loop, state, train
 from fieldmark import run as runs
 from fieldmark.backend import keras
 from fieldmark.errors import FieldmarkError
-from fieldmark.recipe import ARTICLE, Recipe
-from fieldmark.run import Epoch, Run, create
+from fieldmark.recipe import ARTICLE, PROBE, Recipe
+from fieldmark.run import Epoch, Run, create, open_run
 
 BIRDS = ["Bananaquit", "Black Skimmer", "Black-throated Bushtit", "Cockatoo"]
 
@@ -164,6 +164,47 @@ def test_bad_photos_are_all_named_before_the_training(birds: Path, tmp_path: Pat
     assert str(cut) in str(caught.value)
     assert "page.jpg: is a web page, not a photo" in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_probe_outlives_a_figure_that_cannot_be_written(
+    trained: Run,
+    birds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = {"network": "small", "image_size": 32, "batch_size": 8, "weights": str(trained.best)}
+    recipe = PROBE.changed(**values)
+    keep = train.Album._keep
+
+    def full(self: train.Album, name: str, figure: Any) -> None:
+        if name == "predictions":
+            raise FieldmarkError("the disk is full")
+        keep(self, name, figure)
+
+    with monkeypatch.context() as patched, pytest.raises(FieldmarkError, match="disk is full"):
+        patched.setattr(train.Album, "_keep", full)
+        train.fit(recipe, birds, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    assert f"Stopped; {run.best} is kept" in capsys.readouterr().out
+    before = [{**line, "seconds": 0} for line in run.read_log()]
+    train.fit(recipe, birds, run.folder)
+    assert [{**line, "seconds": 0} for line in run.read_log()] == before
+    assert (run.figures / "predictions.png").exists()
+
+
+def test_a_validation_that_is_no_number_has_no_accuracy(trained: Run, tmp_path: Path) -> None:
+    run = open_run(shutil.copytree(trained.folder, tmp_path / "run"))
+    lost = {"val_loss": None, "val_accuracy": None}
+    lines = [{**line, **lost} for line in trained.read_log()]
+    text = "".join(
+        json.dumps({name: each for name, each in line.items() if "averaged" not in name}) + "\n"
+        for line in lines
+    )
+    run.log.write_text(text)
+    said = train.outcome(run)
+    assert said.startswith("The validation loss after epoch 2 is no number")
+    assert "%" not in said
 
 
 def test_a_finished_run_is_said_to_be_so(

@@ -39,7 +39,7 @@ CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 NORMALISATIONS = (layers.BatchNormalization, layers.GroupNormalization, layers.LayerNormalization)
 ACTIVATIONS = (layers.Activation, layers.ReLU, layers.LeakyReLU)
-# Products of what is computed: by layers, and by operations of `keras.ops`, whose classes are private.
+# Products of what is computed: layers, and operations of `keras.ops`, whose classes are private.
 PRODUCTS = (layers.Dot, layers.Attention, layers.AdditiveAttention)
 PRODUCT_NAMES = ("Conv", "ConvTranspose", "Dot", "Einsum", "Inner", "Matmul", "Outer", "Tensordot")
 # The word that the drawing uses for a layer; one that is not here keeps its class' name.
