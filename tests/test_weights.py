@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import test_bit
-from fieldmark import bit, cli, resnet_v2, weights
+from fieldmark import bit, cli, fractals, resnet_v2, weights
 from fieldmark.backend import keras
 from fieldmark.errors import FieldmarkError
 from fieldmark.run import open_run
@@ -242,6 +242,40 @@ def refused(network: Any, path: Path, *words: str) -> None:
         assert word in str(caught.value)
     for a, b in zip(before, network.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_fractals_come_with_fieldmark(target: Any) -> None:
+    network = resnet_v2.ResNet26V2Half((64, 64, 3), classes=3)
+    done = weights.load(network, "fractals")
+    assert (done.head, done.left) == (False, ())
+    page = Path(__file__).parents[1] / "docs" / "weights.md"
+    assert done.sha256 in page.read_text(encoding="utf-8")
+    with pytest.raises(FieldmarkError, match="are of the network resnet26v2_half and not of small"):
+        weights.load(target, "fractals")
+
+
+def test_fractals_tell_kinds_apart_that_they_never_saw() -> None:
+    """By the nearest mean of four others' features; twelve kinds of another seed than theirs."""
+    kinds = [fractals.kind_of(np.random.default_rng([1, number])) for number in range(12)]
+    photos = np.stack(
+        [
+            fractals.picture(kind, size=64, rng=np.random.default_rng([1, number, k]))
+            for number, kind in enumerate(kinds)
+            for k in range(8)
+        ]
+    ).astype("float32")
+
+    def told_apart(network: Any) -> float:
+        found = below_head(network).predict_on_batch(photos / 127.5 - 1).reshape(12, 8, -1)
+        found = found / np.linalg.norm(found, axis=-1, keepdims=True)
+        likeness = found[:, 4:] @ found[:, :4].mean(1).T
+        return float((likeness.argmax(-1) == np.arange(12)[:, None]).mean())
+
+    keras.utils.set_random_seed(0)
+    network = resnet_v2.ResNet26V2Half((64, 64, 3), classes=3)
+    before = told_apart(network)
+    weights.load(network, "fractals")
+    assert told_apart(network) > max(0.6, 1.5 * before)
 
 
 def test_weights_of_another_network_are_refused(target: Any, tmp_path: Path) -> None:
