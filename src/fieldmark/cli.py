@@ -836,7 +836,7 @@ def draw(
     seed
         The same number draws the same photos.
     fractals
-        Draw so many kinds of fractals in place of birds: what the weights `drawn` have learned.
+        Draw so many kinds of fractals in place of birds: what the weights `fractals` have learned.
     """
     if fractals:
         from fieldmark.fractals import draw as draw_fractals
