@@ -204,7 +204,11 @@ def test_a_validation_that_is_no_number_has_no_accuracy(trained: Run, tmp_path: 
     run.log.write_text(text)
     said = train.outcome(run)
     assert said.startswith("The validation loss after epoch 2 is no number")
+    assert said.endswith("There are no weights whose loss is a number.")
     assert "%" not in said
+    first = {**lines[0], "val_loss": 1.0, "val_accuracy": 0.5}
+    run.log.write_text(f"{json.dumps(first)}\n{text.splitlines()[1]}\n")
+    assert train.outcome(run).endswith("holds epoch 1, the best by validation accuracy: 50.0%.")
 
 
 def test_a_finished_run_is_said_to_be_so(

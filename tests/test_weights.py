@@ -259,7 +259,7 @@ def test_fractals_tell_kinds_apart_that_they_never_saw() -> None:
     kinds = [fractals.kind_of(np.random.default_rng([1, number])) for number in range(12)]
     photos = np.stack(
         [
-            fractals.picture(kind, size=64, rng=np.random.default_rng([1, number, k]))
+            np.asarray(fractals.picture(kind, size=64, rng=np.random.default_rng([1, number, k])))
             for number, kind in enumerate(kinds)
             for k in range(8)
         ]

@@ -98,7 +98,7 @@ def _maps(rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Draw matrices, (maps, 2, 2), and shifts, (maps, 2), of which no map lengthens anything.
 
     The sum of a matrix' larger singular value and twice its smaller, over all maps, tells fractals
-    worth looking at from dust and blots: Anderson and Farrell, section 3.2.
+    worth looking at from dust and blots (Anderson and Farrell).
     """
     count = int(rng.integers(MAPS[0], MAPS[1] + 1))
     wanted = rng.uniform((5 + count) / 2, (6 + count) / 2)

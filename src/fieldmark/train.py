@@ -451,24 +451,26 @@ def outcome(run: Run) -> str:
     averaged = "averaged_val_accuracy" in last
     accuracy = loop.accuracy_of(last, averaged=averaged)
     best = loop.best_of(log, recipe.monitor)
-    if accuracy is None and best is None:
-        return (
-            f"The validation loss after epoch {last['epoch']} is no number, nor was it before, so "
-            f"that {run.folder} has no weights: begin another run with a smaller --learning-rate."
-        )
-    held_out = Counter(row.label for row in run.read_split() if row.split == "validation")
-    count = held_out.total()
-    right = round((accuracy or 0) * count)  # what answers by no number is never right
-    low, high = wilson(right / count, count)
-    commonest = max(held_out.values())
-    holds = f"{run.best} holds it."
-    if recipe.epochs and best is not None:
+    holds = "There are no weights whose loss is a number."
+    if best is not None:
         holds = f"{run.best} holds {'the averages of ' if best.averaged else ''}epoch {best.epoch}"
         if (best.epoch, best.averaged) != (last["epoch"], averaged):
             line = next(line for line in log if line["epoch"] == best.epoch)
             of_best = loop.accuracy_of(line, averaged=best.averaged)
             holds += f", the best by validation {recipe.monitor}: {of_best:.1%}"
         holds += "."
+    if accuracy is None:
+        return (
+            f"The validation loss after epoch {last['epoch']} is no number: begin another run with "
+            f"a smaller --learning-rate. {holds}"
+        )
+    if not recipe.epochs:
+        holds = f"{run.best} holds it."
+    held_out = Counter(row.label for row in run.read_split() if row.split == "validation")
+    count = held_out.total()
+    right = round(accuracy * count)
+    low, high = wilson(right / count, count)
+    commonest = max(held_out.values())
     return (
         f"Validation accuracy after epoch {last['epoch']}{', averaged weights' * averaged}: "
         f"{accuracy:.1%}, {right} of {count} photos "
