@@ -65,7 +65,8 @@ def straight(network: Any) -> bool:
     for layer in network.layers[1:]:  # the first is the input; Keras lists them in order
         node, *others = layer._inbound_nodes
         arguments = node.arguments
-        if others or len(arguments.args) != 1 or arguments.kwargs:
+        beside = any(value is not None for value in arguments.kwargs.values())  # the tensor
+        if others or len(arguments.args) != 1 or beside:
             return False
         given = layer.input if isinstance(layer.input, list) else [layer.input]
         as_list = isinstance(arguments.args[0], list) == isinstance(layer.input, list)
