@@ -61,7 +61,7 @@ def compiled(network: Any, *, training: bool) -> Callable[[NDArray[Any]], Any]:
     import tensorflow as tf
 
     # Open sizes, and no XLA, for the reasons that the training step has.
-    signature = [tf.TensorSpec((None, *network.input.shape[1:]), tf.float32)]
+    signature = [tf.TensorSpec((None, None, None, network.input.shape[-1]), tf.float32)]
     return tf.function(  # type: ignore[no-any-return]
         lambda images: network(images, training=training),
         input_signature=signature,

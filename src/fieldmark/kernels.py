@@ -197,7 +197,7 @@ def fused_step(
     # Open sizes: a change of resolution or a smaller last batch is not traced again. XLA is off:
     # on a CPU its convolutions take twice as long.
     signature = [
-        tf.TensorSpec((None, *network.input.shape[1:]), tf.float32),
+        tf.TensorSpec((None, None, None, network.input.shape[-1]), tf.float32),
         tf.TensorSpec((None, network.output.shape[-1]), tf.float32),
         tf.TensorSpec((None,), tf.float32),
     ]
