@@ -558,7 +558,7 @@ def damaged_environment(run: Run, _: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (without_weights, "no trained weights yet"),
+        (without_weights, "no trained weights"),
         (without_predictions, "`fieldmark evaluate .*` makes them"),
         (of_other_classes, "of other classes"),
         (of_no_held_out_photo, "no photo that was held out"),
