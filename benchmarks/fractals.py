@@ -1,7 +1,7 @@
 r"""Make the weights `fractals`: draw fractals, train the network that few photos need on them.
 
-In: nothing. Out: `src/fieldmark/fractals.weights.h5`, in float16 and without the classifier, by the
-two commands that are printed. What is drawn or trained already is not done again.
+In: nothing. Out: `fractals.weights.h5` in the folder `--out`, in float16, without the classifier,
+by the two commands that are printed. What is drawn or trained already is not done again.
 
     python benchmarks/fractals.py --out build/fractals
 """
@@ -36,9 +36,9 @@ def main() -> None:
     """Draw, train, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, default=weights.FRACTALS_FILE)
     options = parser.parse_args()
     pictures, run = options.out / "pictures", options.out / "run"
+    made = options.out / weights.FRACTALS_FILE.name
     options.out.mkdir(parents=True, exist_ok=True)
     if not pictures.exists():
         fieldmark(f"draw {shlex.quote(str(pictures))} {DRAW}")
@@ -47,9 +47,9 @@ def main() -> None:
     keras.config.set_dtype_policy("float16")
     network = build(weights.FRACTALS_NETWORK, image_size=None, include_top=False)
     weights.load(network, run / "best.keras")
-    network.save_weights(options.weights)
-    sha256 = hashlib.sha256(options.weights.read_bytes()).hexdigest()
-    print(f"{options.weights}: {options.weights.stat().st_size / 1e6:.1f} MB, sha256 {sha256}")
+    network.save_weights(made)
+    sha256 = hashlib.sha256(made.read_bytes()).hexdigest()
+    print(f"{made}: {made.stat().st_size / 1e6:.1f} MB, sha256 {sha256}")
 
 
 if __name__ == "__main__":

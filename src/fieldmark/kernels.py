@@ -65,8 +65,9 @@ def straight(network: Any) -> bool:
     for layer in network.layers[1:]:  # the first is the input; Keras lists them in order
         node, *others = layer._inbound_nodes
         arguments = node.arguments
-        beside = any(value is not None for value in arguments.kwargs.values())  # the tensor
-        if others or len(arguments.args) != 1 or beside:
+        # Keras notes `mask=None` of normalisation; any other keyword `forward` would leave out.
+        named = any(value is not None for value in arguments.kwargs.values())
+        if others or len(arguments.args) != 1 or named:
             return False
         given = layer.input if isinstance(layer.input, list) else [layer.input]
         as_list = isinstance(arguments.args[0], list) == isinstance(layer.input, list)
