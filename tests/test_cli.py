@@ -274,7 +274,11 @@ def test_flags_are_to_the_recipe_that_is_named() -> None:
     ("backend", "sentence"),
     [
         ("cupy", "The Keras backend 'cupy' is not one that fieldmark knows"),
-        ("torch", "torch is not installed: run  pip install 'fieldmark[torch]'"),
+        (
+            "torch",
+            "Keras is to compute with torch, which is not installed, and tensorflow is: set "
+            "KERAS_BACKEND=tensorflow, or run  pip install 'fieldmark[torch]'",
+        ),
     ],
 )
 def test_a_missing_backend_is_named(
