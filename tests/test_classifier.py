@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fieldmark import engines
+from fieldmark import engines, files
 from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
 from fieldmark.export import export
@@ -32,7 +32,7 @@ def run(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     shutil.copytree(trained.folder, folder)
     found = Run(folder)
     decision = Decision(temperature=2.0, threshold=0.3, coverage=0.9, photos=9)
-    found.write_json(found.decision, decision.model_dump())
+    files.write_json(found.decision, decision.model_dump())
     return found
 
 

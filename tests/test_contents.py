@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from fieldmark import files
 from fieldmark.contents import Diagnosis, Figure, interval, read, valued
 from fieldmark.errors import FieldmarkError
 from fieldmark.findings import wilson
@@ -142,7 +143,7 @@ def fill(run: Run, *, n: int = 10) -> Run:
     """Write what the other commands write."""
     classes = list(run.read_classes())
     measures = {"validation": measured(classes, n), "test": measured(classes, 2 * n)}
-    run.write_json(
+    files.write_json(
         run.metrics,
         {
             "classes": classes, "resamples": 1000, "seed": 0, "splits": measures,
@@ -152,16 +153,16 @@ def fill(run: Run, *, n: int = 10) -> Run:
     )  # fmt: skip
     verdicts = ("fine", "fault", "follows", "note", "not tried")
     findings = [finding(f"test{i}", verdict) for i, verdict in enumerate(verdicts)]
-    run.write_json(run.diagnosis, {"findings": findings, "causes": ["test1"]})
+    files.write_json(run.diagnosis, {"findings": findings, "causes": ["test1"]})
     severities = ("error", "warning", "note")
     said = [remark(each, classes[:2], SQUARE if each == "error" else "") for each in severities]
-    run.write_json(run.findings, {"account": "9 files", "balance": "9 photos", "findings": said})
+    files.write_json(run.findings, {"account": "9 files", "balance": "9 photos", "findings": said})
     folder = run.explanations
     whys = (["mistake"], ["mistake", "confused: a for b"], ["confused: a for b"], ["right"])
     photos = [explained(folder, i, why, classes) for i, why in enumerate(whys)]
     digest = hashlib.sha256(run.best.read_bytes()).hexdigest() if run.best.exists() else ""
     index = {"layer": "post_relu", "weights_sha256": digest, "photos": photos}
-    run.write_json(run.explained, index)
+    files.write_json(run.explained, index)
     return run
 
 
@@ -204,7 +205,7 @@ def full(tmp_path: Path) -> Run:
     """A run of two classes and two epochs, with the files of every command."""
     log = ({"epoch": 1, "loss": 2.0, "accuracy": True}, {"epoch": 2, "loss": float("nan")})
     run = fill(made(tmp_path / "a run", ("a", "b"), log=log))
-    run.write_json(run.probe, {"epoch": 0, "val_accuracy": 0.5, "kind": "probe"})
+    files.write_json(run.probe, {"epoch": 0, "val_accuracy": 0.5, "kind": "probe"})
     return run
 
 
@@ -228,7 +229,7 @@ def test_test_photos_judge_where_there_are_any(full: Run) -> None:
         assert main is not None
         assert main[0] == part
         found["splits"][part]["n"] = 0
-        full.write_json(full.metrics, found)
+        files.write_json(full.metrics, found)
     assert read(full.folder).main is None
 
 
@@ -313,7 +314,7 @@ def test_files_that_are_no_json_are_one_sentence(full: Run, content: bytes) -> N
 def test_a_picture_is_in_the_file_or_it_is_damaged(full: Run, picture: str) -> None:
     found = json.loads(full.findings.read_text(encoding="utf-8"))
     found["findings"][0]["cases"][0]["photos"][0]["picture"] = picture
-    full.write_json(full.findings, found)
+    files.write_json(full.findings, found)
     refused(full, full.findings, "diagnose")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fieldmark import backend, engines, images, manifest, reproduction, train
+from fieldmark import backend, engines, files, images, manifest, reproduction, train
 from fieldmark import export as module
 from fieldmark import network as networks
 from fieldmark.backend import keras
@@ -35,7 +35,7 @@ def run(trained: Run, tmp_path: Path) -> Run:
     """A finished run, to write into."""
     shutil.copytree(trained.folder, tmp_path / "run")
     found = Run(tmp_path / "run")
-    found.write_json(found.decision, DECISION.model_dump())
+    files.write_json(found.decision, DECISION.model_dump())
     return found
 
 
@@ -63,7 +63,7 @@ def test_it_is_described_and_proved(run: Run, birds: Path) -> None:
     assert described.specification == run.read_specification()
     assert described.decision == DECISION
     assert described.licence == "CC0-1.0"
-    assert described.weights_sha256 == manifest.sha256_of(run.best)
+    assert described.weights_sha256 == files.sha256_of(run.best)
     assert set(described.files) == {"model.xml", "model.bin"}
 
     report = json.loads((place / PARITY).read_text())
@@ -433,7 +433,7 @@ def test_an_own_export_is_replaced_and_nothing_else(run: Run, birds: Path, tmp_p
     facts = run.read_environment()
     (tmp_path / "list.csv").write_text("path,label\n")
     shutil.copytree(birds, tmp_path, dirs_exist_ok=True)
-    run.write_json(run.environment, {**facts, "photos": str(tmp_path / "list.csv")})
+    files.write_json(run.environment, {**facts, "photos": str(tmp_path / "list.csv")})
     with pytest.raises(FieldmarkError, match="among the photos"):
         export(run.folder, "keras", out=tmp_path / "Cockatoo" / "out")
 
@@ -496,7 +496,7 @@ def test_without_a_package_or_tensorflow(run: Run, monkeypatch: pytest.MonkeyPat
 
 def test_without_photos_and_without_weights(run: Run, tmp_path: Path) -> None:
     facts = run.read_environment()
-    run.write_json(run.environment, {**facts, "photos": str(tmp_path / "gone")})
+    files.write_json(run.environment, {**facts, "photos": str(tmp_path / "gone")})
     with pytest.raises(FieldmarkError, match=r"are not where they were, .*: bring them back\.$"):
         export(run.folder, "openvino")
     run.best.unlink()

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fieldmark import report, split
+from fieldmark import files, report, split
 from fieldmark.console import printable
 from fieldmark.contents import read
 from fieldmark.errors import FieldmarkError
@@ -260,7 +260,7 @@ def test_calibration_is_judged_by_its_interval_as_evaluate_does(copy: Run) -> No
         (0.5, 0.9, "It is too modest"),
     ):
         found["temperature"] |= {"value": 0.8, "low": low, "high": high}
-        copy.write_json(copy.metrics, found)
+        files.write_json(copy.metrics, found)
         assert words in page(write(copy.folder)).text
 
 
@@ -268,7 +268,7 @@ def test_better_than_always_the_commonest_is_not_claimed_without_reason(copy: Ru
     found = json.loads(copy.metrics.read_text(encoding="utf-8"))
     for share, said in ((0.75, "it is not surely better than that"), (0.99, "that is better")):
         found["splits"]["test"]["commonest"]["share"] = share
-        copy.write_json(copy.metrics, found)
+        files.write_json(copy.metrics, found)
         assert f"{100 * share:.1f} %: {said}" in report.sentence(read(copy.folder))
 
 
@@ -333,7 +333,7 @@ def test_nothing_is_written_over_the_run_or_among_the_photos(copy: Run, birds: P
 
 def test_a_list_of_photos_is_not_written_over(copy: Run, tmp_path: Path) -> None:
     facts = copy.read_environment() | {"photos": str(tmp_path / "photos.csv")}
-    copy.write_json(copy.environment, facts)
+    files.write_json(copy.environment, facts)
     (tmp_path / "photos.csv").write_text("path,label\n")
     first = tmp_path / copy.read_split()[0].path
     first.parent.mkdir(parents=True)

@@ -102,7 +102,7 @@ def bench(
     for each, found in zip(watched, figures, strict=True):
         if not is_run(each.place):
             try:
-                _write(each.place / BENCH, {**facts, **found})
+                files.write_json(each.place / BENCH, {**facts, **found})
             except FieldmarkError as error:
                 say(f"The figures are not kept with the export: {error}")
     return {**facts, "models": figures}
@@ -287,8 +287,3 @@ def _figures(each: Watched, first: Watched) -> dict[str, Any]:
             "n": len(each.starts),
         },
     }
-
-
-def _write(place: Path, content: dict[str, Any]) -> None:
-    with files.whole_file(place) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -270,12 +270,12 @@ class _Job:
         draft = self.place / f".{self.key}.building"
         draft.mkdir()
         copied = self.fill(draft)
-        _sync_folder(draft)
+        files.sync_folder(draft)
         # Before it can be seen: others may be looking for what to remove.
         mark = locks.shared(draft / LOCK)
         try:
             draft.replace(self.path)
-            _sync_folder(self.place)
+            files.sync_folder(self.place)
             opened = _open(self.path)
         finally:
             if mark is not None:
@@ -360,7 +360,7 @@ class _Job:
             (draft / PIXELS).open("wb", buffering=0) as file,
             closing(spread(row, places, "Decoding photos")) as rows,
         ):
-            _write(file, header)
+            files.write_all(file, header)
             file.truncate(len(header) + side * len(self.items))  # others count it as full
             for result, at in zip(rows, places.values(), strict=True):
                 if isinstance(result, str):
@@ -370,7 +370,7 @@ class _Job:
                 for i in at:
                     index[i] = (self.items[i].sha256, *result.shape, result.crc32)
                     file.seek(len(header) + side * i)
-                    _write(file, result.pixels.data)
+                    files.write_all(file, result.pixels.data)
             if wrong:
                 raise FieldmarkError(_refusal(wrong))
             os.fsync(file.fileno())
@@ -383,7 +383,7 @@ class _Job:
             (LOCK, b""),
         ):
             with (draft / name).open("wb", buffering=0) as small:
-                _write(small, data)
+                files.write_all(small, data)
                 os.fsync(small.fileno())
         return copied
 
@@ -538,23 +538,6 @@ def _verify(opened: _Opened) -> None:
             if not is_sound:
                 last = min(first + CHECKED, len(pixels))
                 raise _DamagedError(f"a checksum of the photos {first + 1} to {last} is wrong")
-
-
-def _write(file: io.FileIO, data: bytes | memoryview) -> None:
-    """Write all: a disk that is nearly full takes a part, and then raises."""
-    left = memoryview(data).cast("B")
-    while left:
-        left = left[file.write(left) :]
-
-
-def _sync_folder(path: Path) -> None:
-    """Make sure that a folder's list of files is on the disk."""
-    if sys.platform != "win32":  # which cannot, and need not
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 # ---- the cache folder ---------------------------------------------------------------------------

@@ -9,7 +9,6 @@ a damaged file is one sentence that names it, and what makes it anew.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
+from fieldmark import files
 from fieldmark.console import printable
 from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
@@ -329,8 +329,7 @@ class Contents:
         if not self.explanations or not self.explanations.weights_sha256:
             return False
         try:
-            with self.run.best.open("rb") as file:
-                now = hashlib.file_digest(file, "sha256").hexdigest()
+            now = files.sha256_of(self.run.best)
         except OSError:  # it was taken away
             return False
         return now != self.explanations.weights_sha256

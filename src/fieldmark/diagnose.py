@@ -146,8 +146,8 @@ def diagnose(folder: str | os.PathLike[str]) -> tuple[Finding, ...]:
     findings = explained(found)
     told = [{"question": QUESTIONS[each.test], **asdict(each)} for each in findings]
     causes = [each.test for each in findings if each.verdict == "fault"]
-    run.write_json(run.findings, remarks(case, findings).model_dump())
-    run.write_json(run.diagnosis, {"findings": told, "causes": causes})
+    files.write_json(run.findings, remarks(case, findings).model_dump())
+    files.write_json(run.diagnosis, {"findings": told, "causes": causes})
     return findings
 
 

@@ -70,9 +70,9 @@ def evaluate(
     before = None if judged else run.read_decision()
     found = metrics.measure(table, coverage=coverage, before=before)
     predictions.write(run.predictions, table)
-    run.write_json(run.metrics, found)
+    files.write_json(run.metrics, found)
     if judged:
-        run.write_json(run.decision, found["decision"])
+        files.write_json(run.decision, found["decision"])
     return found
 
 

@@ -10,8 +10,6 @@ The photos are only read. The folder is replaced as a whole, and only once the n
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import zipfile
@@ -132,11 +130,7 @@ def explain(
     with files.replaced_folder(place, ours) as folder:
         entries = list(written(folder, asked, means))
         index = {"layer": mapper.layer, "weights_sha256": digest, "photos": entries}
-        (folder / EXPLANATIONS).write_text(
-            json.dumps(index, indent=2, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-            errors="backslashreplace",  # a path that is not UTF-8 becomes an escape, JSON's too
-        )
+        files.write_json(folder / EXPLANATIONS, index)
         draw_sheet(folder, entries, classifier.classes)
     say(f"Explained: {len(entries)} photos, in {place}")
     return place
@@ -498,8 +492,7 @@ def save(path: Path, picture: NDArray[np.uint8]) -> None:
 def sha256_of(file: Path) -> str:
     """Return the sha256 of a file's bytes."""
     try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return files.sha256_of(file)
     except OSError as error:
         raise FieldmarkError(
             f"{file} cannot be opened ({error.strerror or error}): bring it back, or name others."

@@ -149,7 +149,7 @@ def facts_of(run: Run, trained: Trained, licence: str) -> dict[str, str]:
         "specification": trained.specification.model_dump_json(),
         "decision": decision.model_dump_json() if decision else "null",
         "licence": licence,
-        "weights_sha256": manifest.sha256_of(run.best),
+        "weights_sha256": files.sha256_of(run.best),
     }
 
 

@@ -8,17 +8,37 @@ from __future__ import annotations
 
 import codecs
 import errno
+import hashlib
+import io
+import json
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, Protocol
 
 from fieldmark.errors import FieldmarkError
 
 Stamp = tuple[str, int, int, int]  # a file's path, number, bytes and time
+
+
+class _Folder(Protocol):
+    @property
+    def folder(self) -> Path: ...
+
+
+class Inside:
+    """The path of what lies in the folder that an object is about: `recipe = Inside("a.json")`."""
+
+    def __init__(self, *parts: str) -> None:
+        self.parts = parts
+
+    def __get__(self, owner: _Folder, kind: type) -> Path:
+        """Return the path in the owner's folder."""
+        return owner.folder.joinpath(*self.parts)
 
 
 @contextmanager
@@ -39,6 +59,42 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all; text that is not UTF-8 becomes JSON's escapes."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    with whole_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def write_all(file: io.RawIOBase, content: bytes | memoryview) -> None:
+    """Write all: a disk that is nearly full takes a part, and then raises."""
+    left = memoryview(content).cast("B")
+    while left:
+        left = left[file.write(left) or 0 :]
+
+
+def append(file: io.RawIOBase, content: bytes) -> None:
+    """Write all of it at the file's end, or nothing."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        write_all(file, content)
+    except BaseException:
+        file.truncate(end)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the system knows how."""
+    if os.name != "posix":
+        return
+    with suppress(OSError):  # some network file systems have no such thing
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -181,6 +237,12 @@ def require_file(path: Path, otherwise: str) -> None:
         there = False
     if not there:
         raise FieldmarkError(otherwise)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's content; raises an OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def closed(path: Path) -> str:

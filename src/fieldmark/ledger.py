@@ -49,12 +49,12 @@ class Ledger:
         self.path = path
         self._file = file
         self._header = header
-        self._end = 0  # bytes that are whole rows
 
     def add(self, rows: Sequence[Row]) -> None:
         """Write rows behind those that are there: all, or none where the disk is full."""
         classes = len(self._header) - len(COLUMNS) - 1
-        self._append(b"".join(_line(_cells(row, classes)) for row in rows))
+        with files.writing(self.path):
+            files.append(self._file, b"".join(_line(_cells(row, classes)) for row in rows))
 
     def go_on(self, had: Callable[[str, str], None]) -> None:
         """Read what is there, call `had(path, error)` for each row, and mend the end.
@@ -66,12 +66,13 @@ class Ledger:
         longest = LONGEST + len(header) + 32 * len(self._header)
         records = _records(self._file, longest)
         first, _ = next(records, (b"", False))
+        end = 0  # bytes that are whole rows
         if first == header:
-            self._end = len(header)
+            end = len(header)
             for number, (record, whole) in enumerate(records, 2):
                 if whole or len(record) > longest:
                     had(*self._read(number, record))
-                    self._end += len(record)
+                    end += len(record)
                 elif any(len(_parsed(line)) == len(self._header) for line in _within(record)):
                     # By a quote too many: where a process ended, no row is behind the half one.
                     raise self._damaged(number)
@@ -86,9 +87,9 @@ class Ledger:
                 "file, or move this one away."
             )
         with files.writing(self.path):
-            self._file.truncate(self._end)
-        if not self._end:
-            self._append(header)
+            self._file.truncate(end)
+            if not end:
+                files.append(self._file, header)
 
     def _read(self, number: int, record: bytes) -> tuple[str, str]:
         """Return the path and the error of a row."""
@@ -102,18 +103,6 @@ class Ledger:
             f"Row {number} of {self.path} is damaged: take it out, and its photo is predicted "
             "again."
         )
-
-    def _append(self, content: bytes) -> None:
-        with files.writing(self.path):
-            self._file.seek(self._end)
-            left = content
-            try:
-                while left:  # a disk that is nearly full takes a part, and then raises
-                    left = left[self._file.write(left) or 0 :]
-            except BaseException:
-                self._file.truncate(self._end)
-                raise
-        self._end += len(content)
 
 
 @contextmanager

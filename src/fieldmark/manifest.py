@@ -8,7 +8,6 @@ what is inside and does not sign it: who can exchange the model can exchange the
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, get_args
 
@@ -22,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from fieldmark import files
 from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
 from fieldmark.images import ImageSpec
@@ -140,7 +140,9 @@ class Manifest(_Frozen):
             path = folder / name
             try:
                 # The size first: what is cut short, or far too large, is not read at all.
-                same = path.stat().st_size == content.bytes and sha256_of(path) == content.sha256
+                same = (
+                    path.stat().st_size == content.bytes and files.sha256_of(path) == content.sha256
+                )
             except OSError as error:
                 raise FieldmarkError(
                     f"{path} cannot be read ({error.strerror or error}): copy the whole folder "
@@ -157,14 +159,8 @@ def contents(folder: Path) -> dict[str, Content]:
     """Describe all files in a folder and below it."""
     return {
         path.relative_to(folder).as_posix(): Content(
-            sha256=sha256_of(path), bytes=path.stat().st_size
+            sha256=files.sha256_of(path), bytes=path.stat().st_size
         )
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hash of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

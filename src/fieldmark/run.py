@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fieldmark import files, predictions, remote, split
+from fieldmark import files, remote, split
 from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
+from fieldmark.files import Inside
 from fieldmark.images import ImageSpec
-from fieldmark.predictions import Predictions
 from fieldmark.recipe import Recipe
 from fieldmark.split import Record
 
 EXPLANATIONS = "explanations.json"  # in each folder of heat maps
+HELD_OUT = ("heatmaps", "held_out")
 SCHEMA = 2  # raised when a file of the run changes its meaning
 
 # An epoch's figures by their names in Keras; none where the figure was no finite number.
@@ -35,143 +36,45 @@ class Run:
 
     folder: Path
 
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe, every value."""
-        return self.folder / "recipe.json"
-
-    @property
-    def environment(self) -> Path:
-        """Versions, device, backend, commit and command line."""
-        return self.folder / "environment.json"
-
-    @property
-    def classes(self) -> Path:
-        """The class names, one a line, in the order of the labels."""
-        return self.folder / "classes.txt"
-
-    @property
-    def specification(self) -> Path:
-        """How a photo becomes the network's input."""
-        return self.folder / "image.json"
-
-    @property
-    def split(self) -> Path:
-        """Path, label, split, group and sha256 of every photo."""
-        return self.folder / "split.csv"
-
-    @property
-    def log(self) -> Path:
-        """The figures of the training, one line an epoch."""
-        return self.folder / "log.jsonl"
-
-    @property
-    def last(self) -> Path:
-        """All that going on with the training needs."""
-        return self.folder / "last" / "state.npz"
-
-    @property
-    def lock(self) -> Path:
-        """The file that the process has locked which trains into this run."""
-        return self.last.parent / "lock"
-
-    @property
-    def probe(self) -> Path:
-        """What logistic regression on the network's features came to."""
-        return self.folder / "probe.json"
-
-    @property
-    def best(self) -> Path:
-        """The chosen weights: a plain Keras model with logits for output."""
-        return self.folder / "best.keras"
-
-    @property
-    def predictions(self) -> Path:
-        """A row a photo that was held out: its class, and a probability of each."""
-        return self.folder / "predictions.csv"
-
-    @property
-    def metrics(self) -> Path:
-        """All figures of the predictions, each with its interval."""
-        return self.folder / "metrics.json"
-
-    @property
-    def decision(self) -> Path:
-        """The temperature, and the threshold under which the answer is none of these."""
-        return self.folder / "decision.json"
-
-    @property
-    def diagnosis(self) -> Path:
-        """What was measured to find out why the run is as good or bad as it is."""
-        return self.folder / "diagnosis.json"
-
-    @property
-    def findings(self) -> Path:
-        """What was found in the photos, with small pictures of them."""
-        return self.folder / "findings.json"
-
-    @property
-    def explanations(self) -> Path:
-        """The folder of the maps of photos that were held out."""
-        return self.folder / "heatmaps" / "held_out"
-
-    @property
-    def explained(self) -> Path:
-        """What was found in the photos that were held out, with the names of their pictures."""
-        return self.explanations / EXPLANATIONS
-
-    @property
-    def explained_photos(self) -> Path:
-        """The folder of the maps of photos that a user named last."""
-        return self.folder / "heatmaps" / "photos"
-
-    @property
-    def features(self) -> Path:
-        """What the network's head reads of every training photo, to find the nearest by."""
-        return self.folder / "heatmaps" / "features.npz"
-
-    @property
-    def exports(self) -> Path:
-        """The folder of the exports, each a folder of its own."""
-        return self.folder / "export"
-
-    @property
-    def report(self) -> Path:
-        """One page with all of it."""
-        return self.folder / "report.html"
-
-    @property
-    def card(self) -> Path:
-        """The model card, in Markdown."""
-        return self.folder / "README.md"
-
-    @property
-    def tensorboard(self) -> Path:
-        """The folder of what TensorBoard is told."""
-        return self.folder / "tensorboard"
-
-    @property
-    def mlflow(self) -> Path:
-        """Which run of which MLflow store is told of this one."""
-        return self.folder / "mlflow.json"
-
-    @property
-    def figures(self) -> Path:
-        """The folder of the figures."""
-        return self.folder / "figures"
+    recipe = Inside("recipe.json")  # the resolved recipe, every value
+    environment = Inside("environment.json")  # versions, device, backend, commit and command line
+    classes = Inside("classes.txt")  # the class names, one a line, in the order of the labels
+    specification = Inside("image.json")  # how a photo becomes the network's input
+    split = Inside("split.csv")  # path, label, split, group and sha256 of every photo
+    log = Inside("log.jsonl")  # the figures of the training, one line an epoch
+    last = Inside("last", "state.npz")  # all that going on with the training needs
+    lock = Inside("last", "lock")  # the file that the process has locked which trains into this run
+    probe = Inside("probe.json")  # what logistic regression on the network's features came to
+    best = Inside("best.keras")  # the chosen weights: a plain Keras model with logits for output
+    # A row a photo that was held out: its class, and a probability of each.
+    predictions = Inside("predictions.csv")
+    metrics = Inside("metrics.json")  # all figures of the predictions, each with its interval
+    # The temperature, and the threshold under which the answer is none of these.
+    decision = Inside("decision.json")
+    # What was measured to find out why the run is as good or bad as it is.
+    diagnosis = Inside("diagnosis.json")
+    findings = Inside("findings.json")  # what was found in the photos, with small pictures of them
+    # The folder of the maps of photos that were held out.
+    explanations = Inside(*HELD_OUT)
+    # What was found in the photos that were held out, with the names of their pictures.
+    explained = Inside(*HELD_OUT, EXPLANATIONS)
+    # The folder of the maps of photos that a user named last.
+    explained_photos = Inside("heatmaps", "photos")
+    # What the network's head reads of every training photo, to find the nearest by.
+    features = Inside("heatmaps", "features.npz")
+    exports = Inside("export")  # the folder of the exports, each a folder of its own
+    report = Inside("report.html")  # one page with all of it
+    card = Inside("README.md")  # the model card, in Markdown
+    tensorboard = Inside("tensorboard")  # the folder of what TensorBoard is told
+    mlflow = Inside("mlflow.json")  # which run of which MLflow store is told of this one
+    figures = Inside("figures")  # the folder of the figures
 
     def append_log(self, epoch: Epoch) -> None:
         """Add an epoch's line to the log, whole or not at all; then it is on the disk."""
         line = (json.dumps(epoch) + "\n").encode()
         with files.writing(self.log), self.log.open("ab", buffering=0) as log:
-            end = log.tell()
-            try:
-                while line:  # a disk that is nearly full takes a part, and then raises
-                    line = line[log.write(line) :]
-                os.fsync(log.fileno())
-            except BaseException:
-                log.truncate(end)
-                raise
+            files.append(log, line)
+            os.fsync(log.fileno())
 
     def read_log(self) -> list[Epoch]:
         """Return the figures of every finished epoch."""
@@ -222,31 +125,12 @@ class Run:
         folders = {(source.parent / row.path).parent for row in self.read_split()}
         return sorted(folders - {source.parent})
 
-    def read_predictions(self) -> Predictions:
-        """Return the predictions; raises a FieldmarkError where nobody made them."""
-        self.require(self.predictions, "evaluate")
-        return predictions.read(self.predictions)
-
     def read_decision(self) -> Decision | None:
         """Return temperature and threshold, where they were chosen."""
         if not self.decision.exists():
             return None
         with _kept(self.decision, "`fieldmark evaluate RUN` makes it anew"):
             return Decision.from_json(self.decision.read_bytes())
-
-    def require(self, file: Path, command: str) -> None:
-        """Raise where a file of the run is not there, and say which command makes it."""
-        if not file.exists():
-            raise FieldmarkError(
-                f"{self.folder} has no {file.name} yet: `fieldmark {command} {self.folder}` "
-                "makes it."
-            )
-
-    def write_json(self, file: Path, content: Mapping[str, Any]) -> None:
-        """Write one of the run's JSON files, whole or not at all."""
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-        with files.whole_file(file) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
     def read_classes(self) -> tuple[str, ...]:
         """Return the class names in the order of the labels."""

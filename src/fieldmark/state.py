@@ -92,7 +92,7 @@ def write(
                 add(name, values)
             add("checksum", np.frombuffer(checksum.digest(), np.uint8))
         sync(temporary)
-    _sync_folder(path.parent)
+    files.sync_folder(path.parent)
 
 
 def read(path: Path) -> tuple[Header, NDArray[np.uint64], dict[str, NDArray[Any]]]:
@@ -185,7 +185,7 @@ def mend_log(path: Path, epochs: Sequence[Epoch]) -> None:
     with files.whole_file(path) as temporary:
         temporary.write_bytes(text)
         sync(temporary)
-    _sync_folder(path.parent)
+    files.sync_folder(path.parent)
 
 
 def sync(path: Path) -> None:
@@ -204,15 +204,3 @@ def sweep(path: Path) -> None:
         if left.name.startswith(begin) and left.name.endswith(end):
             with suppress(OSError):
                 left.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put a new name in a folder on the disk, where the system knows how."""
-    if os.name != "posix":
-        return
-    with suppress(OSError):  # some network file systems have no such thing
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

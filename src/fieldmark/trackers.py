@@ -391,9 +391,7 @@ class MLflow(Tracker):
             files.require_folder(run.folder)  # else its number would be forgotten
             made = self.client.create_run(self.experiment, run_name=run.folder.absolute().name)
             self.run_id = made.info.run_id
-            with files.whole_file(run.mlflow) as temporary:
-                text = json.dumps({**numbers, self.store: self.run_id}, indent=2)
-                temporary.write_text(text + "\n", encoding="utf-8")
+            files.write_json(run.mlflow, {**numbers, self.store: self.run_id})
         # Equal ones are taken again: what a kill has cut off between these lines is made good.
         self.client.log_batch(
             self.run_id,

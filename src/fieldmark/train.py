@@ -374,7 +374,9 @@ def probe(model: Any, recipe: Recipe, ours: Ours, run: Run, *, groups: Sequence[
         "val_accuracy": accuracy,
         "seconds": round(time.monotonic() - began, 3),
     }
-    run.write_json(run.probe, {**line, "strength": head.strength, "cross_validated": head.accuracy})
+    files.write_json(
+        run.probe, {**line, "strength": head.strength, "cross_validated": head.accuracy}
+    )
     say(f"Probe: a classifier on the features as they are gets {accuracy:.1%} of the validation.")
     if not recipe.epochs:
         save_best(run, model)

@@ -27,6 +27,7 @@ from typing import Any, Literal
 from fieldmark import files, space
 from fieldmark.console import duration, printed
 from fieldmark.errors import FieldmarkError
+from fieldmark.files import Inside
 from fieldmark.findings import many
 from fieldmark.metrics import grid
 from fieldmark.recipe import Recipe
@@ -99,35 +100,12 @@ class Search:
     plan: Plan
     trials: list[Trial] = field(default_factory=list)
 
-    @property
-    def split(self) -> Path:
-        """The split that all trials have."""
-        return self.folder / "split.csv"
-
-    @property
-    def table(self) -> Path:
-        """A row a trial."""
-        return self.folder / "trials.csv"
-
-    @property
-    def recipe(self) -> Path:
-        """The best recipe."""
-        return self.folder / "best.toml"
-
-    @property
-    def picture(self) -> Path:
-        """What mattered."""
-        return self.folder / "mattered.png"
-
-    @property
-    def comparison(self) -> Path:
-        """The best against the chosen one."""
-        return self.folder / "comparison.json"
-
-    @property
-    def scratch(self) -> Path:
-        """What Ray writes for itself, of no use afterwards."""
-        return self.folder / "ray"
+    split = Inside("split.csv")  # the split that all trials have
+    table = Inside("trials.csv")  # a row a trial
+    recipe = Inside("best.toml")  # the best recipe
+    picture = Inside("mattered.png")  # what mattered
+    comparison = Inside("comparison.json")  # the best against the chosen one
+    scratch = Inside("ray")  # what Ray writes for itself, of no use afterwards
 
     def run(self, number: int) -> Run:
         """Return the run of a trial, which may not be there yet."""
@@ -172,9 +150,7 @@ class Search:
             "space": space.as_json(self.plan.space),
         }
         content = {"schema": SCHEMA, "plan": plan, "trials": [asdict(each) for each in self.trials]}
-        with files.whole_file(_file(self.folder)) as temporary:
-            text = json.dumps(content, indent=1, ensure_ascii=False)
-            temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        files.write_json(_file(self.folder), content)
 
 
 def _file(folder: Path) -> Path:

@@ -384,7 +384,7 @@ def verdict(search: Search, photos: Path, best: Trial) -> str:
             evaluate(run.folder, None if run.read_source() == photos else photos)
     part = "test" if search.plan.chosen.test_split else "validation"
     said = compare([run.folder for run in runs], split=part)
-    runs[1].write_json(search.comparison, said.as_json())
+    files.write_json(search.comparison, said.as_json())
     names = (f"Trial {best.number}", "the chosen recipe")
     text = said.differences[0].sentence
     for run, name in zip(runs[::-1], names, strict=True):
