@@ -30,7 +30,8 @@ from fieldmark.backend import keras
 from fieldmark.batches import Batches
 from fieldmark.errors import FieldmarkError
 from fieldmark.images import ImageSpec
-from fieldmark.loop import Best, Keeper, train
+from fieldmark.logbook import Look, best_of
+from fieldmark.loop import Keeper, train
 from fieldmark.recipe import ARTICLE, Recipe
 from fieldmark.run import Run
 
@@ -164,15 +165,15 @@ def line(epoch: int, loss: float | None, accuracy: float, **more: float) -> dict
 
 def test_the_best_is_the_first_of_equals() -> None:
     log = [line(1, None, 0.9), line(2, 0.5, 0.7), line(3, 0.5, 0.8), line(4, 0.4, 0.8)]
-    assert loop.best_of([], "loss") is None
-    assert loop.best_of(log[:1], "accuracy") is None
-    assert loop.best_of(log[:3], "loss") == Best(2, False, 0.5)
-    assert loop.best_of(log, "loss") == Best(4, False, 0.4)
-    assert loop.best_of(log[:3], "accuracy") == Best(3, False, 0.8)
-    assert loop.best_of(log, "accuracy") == Best(4, False, 0.8)
+    assert best_of([], "loss") is None
+    assert best_of(log[:1], "accuracy") is None
+    assert best_of(log[:3], "loss") == Look(2, False, 0.5, 0.7)
+    assert best_of(log, "loss") == Look(4, False, 0.4, 0.8)
+    assert best_of(log[:3], "accuracy") == Look(3, False, 0.5, 0.8)
+    assert best_of(log, "accuracy") == Look(4, False, 0.4, 0.8)
     averaged = line(5, 0.6, 0.8, averaged_val_loss=0.3, averaged_val_accuracy=0.7)
-    assert loop.best_of([*log, averaged], "loss") == Best(5, True, 0.3)
-    assert loop.best_of([*log, averaged], "accuracy") == Best(4, False, 0.8)
+    assert best_of([*log, averaged], "loss") == Look(5, True, 0.3, 0.7)
+    assert best_of([*log, averaged], "accuracy") == Look(4, False, 0.4, 0.8)
 
 
 def test_patience_ends_a_training() -> None:
@@ -228,7 +229,7 @@ def test_the_best_weights_have_the_best_figure(whole: Path) -> None:
     with np.load(whole / "best.npz") as opened:
         network.set_weights([opened[name] for name in opened])
     found = inference.evaluate(inference.forward(network), VALIDATION)
-    best = loop.best_of(log_of(whole), "loss")
+    best = best_of(log_of(whole), "loss")
     assert best is not None
     assert found.loss == best.value
 

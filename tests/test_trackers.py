@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from conftest import TINY
 from fieldmark import backend, cli, trackers
 from fieldmark.errors import FieldmarkError
-from fieldmark.run import Epoch, Run
+from fieldmark.logbook import Epoch
+from fieldmark.run import Run
 from fieldmark.state import mend_log
 from fieldmark.trackers import Audience, TensorBoard, Tracker
 from fieldmark.train import fit

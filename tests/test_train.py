@@ -24,8 +24,9 @@ from fieldmark import locks, loop, state, train
 from fieldmark import run as runs
 from fieldmark.backend import keras
 from fieldmark.errors import FieldmarkError
+from fieldmark.logbook import Epoch
 from fieldmark.recipe import ARTICLE, PROBE, Recipe
-from fieldmark.run import Epoch, Run, create, open_run
+from fieldmark.run import Run, create, open_run
 
 BIRDS = ["Bananaquit", "Black Skimmer", "Black-throated Bushtit", "Cockatoo"]
 

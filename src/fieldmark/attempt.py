@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from fieldmark import locks, split
 from fieldmark.console import be_quiet
 from fieldmark.errors import FieldmarkError
+from fieldmark.logbook import Epoch, best_of, over
 from fieldmark.recipe import Recipe
-from fieldmark.run import Epoch, create, is_run, open_run
+from fieldmark.run import create, is_run, open_run
 from fieldmark.trials import Plan, Search, Trial
 
 SAVE_EVERY = 60.0  # seconds of a trial that a kill may cost
@@ -140,21 +141,17 @@ def course(log: Sequence[Epoch], recipe: Recipe) -> Iterator[dict[str, float]]:
     `share` is how much of the training is done, in hundredths: trainings of different sizes of
     photos have different numbers of epochs, and take the same time.
     """
-    from fieldmark import loop
-
     for place, line in enumerate(log, start=1):
-        best = loop.best_of(log[:place], recipe.monitor)
+        best = best_of(log[:place], recipe.monitor)
         if "val_loss" in line and best is not None:
-            yield {"share": 100 * place / recipe.epochs, "value": best.value}
+            yield {"share": 100 * place / recipe.epochs, "value": best.value(recipe.monitor)}
 
 
 def judged(search: Search, trial: Trial, failure: str) -> Trial:
     """Return a trial with what its run came to."""
-    from fieldmark import loop
-
     run = search.run(trial.number)
     log = run.read_log() if is_run(run.folder) else []
-    best = loop.best_of(log, search.plan.monitor)
+    best = best_of(log, search.plan.monitor)
     trial = replace(
         trial,
         epochs=len(log),
@@ -163,19 +160,10 @@ def judged(search: Search, trial: Trial, failure: str) -> Trial:
         reason=failure,
     )
     if best is not None:
-        prefix = "averaged_" if best.averaged else ""
-        line = log[best.epoch - 1]
-        trial = replace(
-            trial,
-            value=best.value,
-            epoch=best.epoch,
-            averaged=best.averaged,
-            loss=line[f"{prefix}val_loss"],
-            accuracy=line[f"{prefix}val_accuracy"],
-        )
+        trial = replace(trial, value=best.value(search.plan.monitor), **best._asdict())
     if failure:
         return trial
     if best is None:
         return replace(trial, reason="no loss was a number")
     recipe = run.read_recipe()
-    return replace(trial, state="done" if loop.over(log, recipe, recipe.epochs) else "stopped")
+    return replace(trial, state="done" if over(log, recipe, recipe.epochs) else "stopped")

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from fieldmark.contents import Bin, Measured, Part, Trade, interval, percent, valued
 from fieldmark.findings import many, wilson
-from fieldmark.run import Epoch
+from fieldmark.logbook import Epoch
 
 WIDE, HIGH = 400.0, 260.0  # of a chart's own units, about a pixel each on a phone
 LEFT, RIGHT, TOP, BOTTOM = 46.0, WIDE - 12.0, 34.0, HIGH - 40.0  # of the plot

@@ -26,8 +26,9 @@ from fieldmark.console import printable
 from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
 from fieldmark.images import ImageSpec
+from fieldmark.logbook import Epoch
 from fieldmark.recipe import Recipe
-from fieldmark.run import Epoch, Run, open_run
+from fieldmark.run import Run, open_run
 from fieldmark.split import Record
 
 Part = Literal["test", "validation", "new", "training"]  # the first there is judges

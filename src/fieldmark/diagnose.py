@@ -52,6 +52,7 @@ from fieldmark.errors import FieldmarkError
 from fieldmark.feed import batches_of, listing, refuse_changed
 from fieldmark.findings import wilson
 from fieldmark.images import ImageSpec
+from fieldmark.logbook import best_of
 from fieldmark.run import Run, open_run
 from fieldmark.trained import Trained, softmax
 
@@ -488,12 +489,11 @@ def head(case: Case) -> Finding:
 
 def reading(case: Case) -> Finding:
     """Compare what the saved network does now with what the log says of it."""
-    best = loop.best_of(case.log, case.recipe.monitor)
+    best = best_of(case.log, case.recipe.monitor)
     count = len(case.validation.labels)
     if best is None or count < sum(row.split == "validation" for row in case.records):
         return untried("reading", "the log has no accuracy of just these validation photos")
-    line = next(line for line in case.log if line["epoch"] == best.epoch)
-    then = float(line[f"{'averaged_' * best.averaged}val_accuracy"] or 0)
+    then = best.accuracy
     now = case.held_out.accuracy
     # Keras' reader, which the article's training has, makes other pixels of a photo than ours.
     most = max(1, round((0.05 if case.recipe.pipeline == "article" else 0.01) * count))

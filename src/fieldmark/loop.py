@@ -21,7 +21,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +40,10 @@ from fieldmark.inference import (
     training_forward,
     values_of,
 )
+from fieldmark.logbook import Epoch, Look, best_of, looked_at, over
 from fieldmark.recipe import Recipe
-from fieldmark.state import Epoch, Header, read, refuse_other, sweep, write
+from fieldmark.state import Header, read, refuse_other, sweep, write
 
-Monitor = Literal["loss", "accuracy"]
 MOMENTUM = 0.9  # of SGD: Sutskever et al. 2013 and everyone since
 
 # What a line of the log says of the time, and no two runs say alike.
@@ -64,19 +64,11 @@ class Keeper:
     save: bool = True  # the state is this process' to write: of several, one does
 
 
-class Best(NamedTuple):
-    """Which of the weights are the best."""
-
-    epoch: int  # counted from 1
-    averaged: bool
-    value: float  # of what is monitored
-
-
 class Outcome(NamedTuple):
     """What a training came to."""
 
     log: tuple[Epoch, ...]
-    best: Best | None  # none where no evaluation gave a number
+    best: Look | None  # none where no evaluation gave a number
     stopped: bool  # before its last epoch, as nothing became better
 
 
@@ -157,45 +149,6 @@ def learning_rate(recipe: Recipe, step: int, *, total: int, warmup: int) -> floa
         return recipe.learning_rate
     part = (step - warmup) / (total - warmup)
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
-
-
-def best_of(log: Sequence[Epoch], monitor: Monitor) -> Best | None:
-    """Return the best weights by the log: the first of equals, raw before averaged.
-
-    By accuracy the lower loss decides among equals. A figure that is no number is never the best.
-    """
-    best, highest = None, (-math.inf, -math.inf)
-    for line in log:
-        for prefix in ("", "averaged_"):
-            loss, accuracy = (line.get(f"{prefix}val_{name}") for name in ("loss", "accuracy"))
-            if loss is None or accuracy is None:
-                continue
-            merit = (-loss, 0.0) if monitor == "loss" else (accuracy, -loss)
-            if merit > highest:
-                value = loss if monitor == "loss" else accuracy
-                best = Best(int(line["epoch"] or 0), bool(prefix), value)
-                highest = merit
-    return best
-
-
-def accuracy_of(line: Epoch, *, averaged: bool) -> float | None:
-    """Return the validation accuracy of a line of the log, or nothing where it was no number."""
-    return line["averaged_val_accuracy" if averaged else "val_accuracy"]
-
-
-def looked_at(epoch: int, recipe: Recipe, epochs: int) -> bool:
-    """Tell whether the validation photos are looked at after an epoch, counted from 0."""
-    return (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == epochs
-
-
-def over(log: Sequence[Epoch], recipe: Recipe, epochs: int) -> bool:
-    """Tell whether a training with this log is at its end."""
-    if len(log) >= epochs:
-        return True
-    if not recipe.patience or not log or "val_loss" not in log[-1]:
-        return False  # what was not looked at may be better
-    best = best_of(log, recipe.monitor)
-    return len(log) - (best.epoch if best else 0) >= recipe.patience
 
 
 # ---- the course of a training -------------------------------------------------------------------
@@ -402,7 +355,7 @@ class Course:
         with exchanged, statistics(self.network, batches, epoch, count, run=run):
             yield
 
-    def keep_best(self, best: Best) -> None:
+    def keep_best(self, best: Look) -> None:
         """Have the best weights kept, which are those of the epoch that has just ended."""
         with self.weights(averaged=best.averaged, epoch=best.epoch - 1):
             self.keeper.best(self.bare)

@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from fieldmark.contents import (
 from fieldmark.data import Split
 from fieldmark.errors import FieldmarkError
 from fieldmark.findings import FEW, RESULT, Interval, many, wilson
+from fieldmark.logbook import best_of, looks
 from fieldmark.recipe import ARTICLE, SECTIONS, Recipe
 from fieldmark.sheet import data_uri, templates
 
@@ -106,13 +107,14 @@ def sentence(contents: Contents) -> str:
     if contents.main:
         part, measured = contents.main
         return _judged(part, measured)
-    best, count = _best(contents), contents.count("validation")
+    best = best_of(contents.log, contents.recipe.monitor)
     if best is not None:
-        low, high = wilson(best, count)
+        count = contents.count("validation")
+        low, high = wilson(best.accuracy, count)
         trained = contents.recipe.epochs > 0
         return (
             f"{'In training the best epoch' if trained else 'The classifier'} named "
-            f"{percent(best)} of {many(count, 'validation photo')} right, which means "
+            f"{percent(best.accuracy)} of {many(count, 'validation photo')} right, which means "
             f"{100 * low:.0f} to {100 * high:.0f} %"
             + (", and flatters a little, as it was chosen by them." if trained else ".")
         )
@@ -137,45 +139,13 @@ def _judged(part: str, measured: Measured) -> str:
     return f"{says}: {'that is better' if surely_worse else 'it is not surely better than that'}."
 
 
-def _best(contents: Contents) -> float | None:
-    """Return the accuracy of the epoch that was kept, by what the recipe monitors."""
-    tried = _tried(contents)
-    return _kept(contents, tried).accuracy if tried else None
-
-
-class _Tried(NamedTuple):
-    """Weights that were looked at."""
-
-    loss: float
-    accuracy: float
-    prefix: str  # of their figures in the log: none of the raw ones
-
-
-def _tried(contents: Contents) -> list[_Tried]:
-    """Return all that the kept weights were chosen among."""
-    found = []
-    for line in contents.log:
-        for prefix in ("", "averaged_"):
-            loss, accuracy = (line.get(f"{prefix}val_{name}") for name in ("loss", "accuracy"))
-            if loss is not None and accuracy is not None:
-                found.append(_Tried(loss, accuracy, prefix))
-    return found
-
-
-def _kept(contents: Contents, tried: Sequence[_Tried]) -> _Tried:
-    """Return the weights that were kept, as `loop.best_of` does."""
-    if contents.recipe.monitor == "loss":
-        return min(tried)
-    return max(tried, key=lambda each: (each.accuracy, -each.loss))
-
-
 def _flattered(contents: Contents) -> str:
     """Say what choosing did to the figures of the validation photos; nothing: none was chosen."""
-    tried = _tried(contents)
-    if len(tried) < 2:
+    tried = tuple(looks(contents.log))
+    best = best_of(contents.log, contents.recipe.monitor)
+    if best is None or len(tried) < 2:
         return ""
-    kind = _kept(contents, tried).prefix
-    last = next(each for each in reversed(tried) if each.prefix == kind)
+    last = next(each for each in reversed(tried) if each.averaged == best.averaged)
     reader = " by the article's reader" if contents.recipe.pipeline == "article" else ""
     return (
         "The validation photos also chose which epoch was kept, so that their figures flatter: "

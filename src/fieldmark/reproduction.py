@@ -19,9 +19,10 @@ from fieldmark import article, state
 from fieldmark.backend import keras
 from fieldmark.console import Meter, duration, meter, say
 from fieldmark.errors import FieldmarkError
-from fieldmark.loop import Keeper, best_of, lost, made_with, place, restore, values
+from fieldmark.logbook import Epoch, best_of
+from fieldmark.loop import Keeper, lost, made_with, place, restore, values
 from fieldmark.recipe import Recipe
-from fieldmark.state import Epoch, Header
+from fieldmark.state import Header
 
 
 def train(network: Any, recipe: Recipe, *, datasets: tuple[Any, Any], keeper: Keeper) -> None:

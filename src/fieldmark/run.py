@@ -19,15 +19,13 @@ from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
 from fieldmark.files import Inside
 from fieldmark.images import ImageSpec
+from fieldmark.logbook import Epoch
 from fieldmark.recipe import Recipe
 from fieldmark.split import Record
 
 EXPLANATIONS = "explanations.json"  # in each folder of heat maps
 HELD_OUT = ("heatmaps", "held_out")
 SCHEMA = 2  # raised when a file of the run changes its meaning
-
-# An epoch's figures by their names in Keras; none where the figure was no finite number.
-Epoch = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)

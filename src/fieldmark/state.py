@@ -29,11 +29,10 @@ from numpy.typing import NDArray
 
 from fieldmark import files
 from fieldmark.errors import FieldmarkError
+from fieldmark.logbook import Epoch
 
 FORMAT = 1  # raised when an entry changes its meaning
 
-# An epoch's figures by their names; none where a figure was no finite number.
-Epoch = Mapping[str, float | None]
 Arrays = Mapping[str, NDArray[Any]]
 
 

@@ -28,7 +28,8 @@ from urllib.parse import urlsplit
 from fieldmark import backend, files
 from fieldmark.console import say
 from fieldmark.errors import FieldmarkError
-from fieldmark.run import Epoch, Run
+from fieldmark.logbook import Epoch
+from fieldmark.run import Run
 
 LOCAL = "local"  # the word for a store beside the run
 EXPERIMENT = "fieldmark"  # where the variable MLFLOW_EXPERIMENT_NAME names no other

@@ -30,6 +30,7 @@ from fieldmark import (
     files,
     inference,
     locks,
+    logbook,
     loop,
     network,
     plots,
@@ -53,10 +54,11 @@ from fieldmark.feed import (
 )
 from fieldmark.findings import wilson
 from fieldmark.images import scale
+from fieldmark.logbook import Epoch
 from fieldmark.loop import Keeper
 from fieldmark.plots import Language, Lettering
 from fieldmark.recipe import Recipe
-from fieldmark.run import Epoch, Run, create, is_run, open_run
+from fieldmark.run import Run, create, is_run, open_run
 from fieldmark.trained import Trained
 
 Learn = Callable[..., object]  # as `loop.train`
@@ -245,7 +247,7 @@ def finished(run: Run) -> bool:
     """Tell whether a run was trained to its end and drawn."""
     recipe = run.read_recipe()
     log = run.read_log()
-    done = bool(log) and (not recipe.epochs or loop.over(log, recipe, recipe.epochs))
+    done = bool(log) and (not recipe.epochs or logbook.over(log, recipe, recipe.epochs))
     return done and (run.figures / "predictions.png").exists()
 
 
@@ -451,15 +453,13 @@ def outcome(run: Run) -> str:
     log, recipe = run.read_log(), run.read_recipe()
     last = next(line for line in reversed(log) if "val_accuracy" in line)
     averaged = "averaged_val_accuracy" in last
-    accuracy = loop.accuracy_of(last, averaged=averaged)
-    best = loop.best_of(log, recipe.monitor)
+    accuracy = last["averaged_val_accuracy" if averaged else "val_accuracy"]
+    best = logbook.best_of(log, recipe.monitor)
     holds = "There are no weights whose loss is a number."
     if best is not None:
         holds = f"{run.best} holds {'the averages of ' if best.averaged else ''}epoch {best.epoch}"
         if (best.epoch, best.averaged) != (last["epoch"], averaged):
-            line = next(line for line in log if line["epoch"] == best.epoch)
-            of_best = loop.accuracy_of(line, averaged=best.averaged)
-            holds += f", the best by validation {recipe.monitor}: {of_best:.1%}"
+            holds += f", the best by validation {recipe.monitor}: {best.accuracy:.1%}"
         holds += "."
     if accuracy is None:
         return (
