@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from conftest import Command, free_port
-from fieldmark import cluster, locks
+from fieldmark import cluster, locks, packages
 from fieldmark.errors import FieldmarkError
 
 pytest.importorskip("ray", reason="Ray, of the extra `cluster`, is not installed")
@@ -144,7 +144,7 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(_: str) -> Any:
         return None
 
-    monkeypatch.setattr(cluster, "find_spec", nothing)
+    monkeypatch.setattr(packages, "find_spec", nothing)
     with pytest.raises(FieldmarkError, match=r"pip install 'fieldmark\[cluster\]'"):
         cluster.require()
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fieldmark import engines, manifest
+from fieldmark import engines, manifest, packages
 from fieldmark.backend import keras
 from fieldmark.decision import SMALLEST
 from fieldmark.engines import ENTRY, open_engine
@@ -225,7 +225,7 @@ def test_no_probability_is_nothing(squares: Any) -> None:
 
 
 def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "find_spec", lambda _: None)
+    monkeypatch.setattr(packages, "find_spec", lambda _: None)
     with pytest.raises(
         FieldmarkError, match=r"not installed: run  pip install 'fieldmark\[onnx\]'"
     ):

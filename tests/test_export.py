@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fieldmark import backend, engines, files, images, manifest, reproduction, train
+from fieldmark import backend, engines, files, images, manifest, packages, reproduction, train
 from fieldmark import export as module
 from fieldmark import network as networks
 from fieldmark.backend import keras
@@ -486,7 +486,7 @@ def test_what_cannot_be_had(run: Run, form: Any, options: Any, sentence: str) ->
 
 
 def test_without_a_package_or_tensorflow(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "find_spec", lambda name: None if name == "nncf" else name)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "nncf" else name)
     with pytest.raises(FieldmarkError, match=r"nncf is not installed.*fieldmark\[openvino\]"):
         export(run.folder, "openvino", int8=True)
     monkeypatch.setattr(backend, "name", "jax")

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from conftest import Command
-from fieldmark import answers, cluster, lake
+from fieldmark import answers, cluster, lake, packages
 from fieldmark.errors import FieldmarkError
 from fieldmark.export import export
 from fieldmark.predict import Classifier
@@ -355,8 +355,8 @@ def test_what_does_not_fit_is_one_sentence(
     refused(1000, "slots and --workers needs 1000")
     monkeypatch.setattr(lake, "Worker", Bare)
     refused(1, "^On that machine: there is no library.$")
-    monkeypatch.setattr(cluster, "find_spec", lambda _: None)
-    refused(1, r"which is not installed: run  pip install 'fieldmark\[cluster\]'")
+    monkeypatch.setattr(packages, "find_spec", lambda _: None)
+    refused(1, r"ray is not installed: run  pip install 'fieldmark\[cluster\]'")
 
 
 def test_the_command_refuses_in_a_sentence(fieldmark: Command, model: Path, photos: Path) -> None:

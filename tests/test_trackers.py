@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import TINY
-from fieldmark import backend, cli, trackers
+from fieldmark import backend, cli, packages, trackers
 from fieldmark.errors import FieldmarkError
 from fieldmark.logbook import Epoch
 from fieldmark.run import Run
@@ -434,7 +434,8 @@ def test_a_missing_extra_is_named(
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
 ) -> None:
     there = importlib.util.find_spec
-    monkeypatch.setattr(backend, "find_spec", lambda name: None if name == package else there(name))
+    without = lambda name: None if name == package else there(name)  # noqa: E731
+    monkeypatch.setattr(packages, "find_spec", without)
     with pytest.raises(FieldmarkError, match=rf"pip install 'fieldmark\[{extra}\]'"):
         fit(TINY, birds, tmp_path / "run", tensorboard=True, mlflow="local")
     assert not any(tmp_path.iterdir())

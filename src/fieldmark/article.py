@@ -19,8 +19,8 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from fieldmark import backend
-from fieldmark.backend import keras, require
+from fieldmark import backend, packages
+from fieldmark.backend import keras
 from fieldmark.console import say
 
 if TYPE_CHECKING:
@@ -197,7 +197,9 @@ def decode(content: bytes) -> None:
 
 def tensorflow() -> Any:
     """Import TensorFlow, by which the article reads its photos on every backend."""
-    require("tensorflow", extra="tensorflow", why="The article reads its photos with TensorFlow")
+    packages.require(
+        "tensorflow", extra="tensorflow", why="The article reads its photos with TensorFlow"
+    )
     import tensorflow as tf  # seconds to import, and absent from other backends
 
     return tf

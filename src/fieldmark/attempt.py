@@ -9,9 +9,7 @@ makes it but for the figures, and a report after each look at the validation pho
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,7 +98,7 @@ def training(
             *_, said = ({}, *course(log, recipe))
             report(said)
 
-    with held(run.lock):
+    with locks.awaited(run.lock, patience=PATIENCE):
         if not run.last.exists():
             if recipe.weights:
                 weights.load(model, recipe.weights)
@@ -116,20 +114,6 @@ def training(
                 validation=fed.ours.validation,
                 keeper=keeper,
             )
-
-
-@contextmanager
-def held(lock: Path) -> Iterator[None]:
-    """Keep every other process out of a run; wait until one that was killed is gone."""
-    until = time.monotonic() + PATIENCE
-    while True:
-        with locks.sole(lock) as ours:
-            if ours:
-                yield
-                return
-        if time.monotonic() > until:
-            raise TimeoutError(f"{lock} is held by another process")
-        time.sleep(0.2)
 
 
 # ---- what a run says ---------------------------------------------------------------------------

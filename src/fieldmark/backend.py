@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fieldmark import packages
 from fieldmark.errors import FieldmarkError
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -38,14 +39,6 @@ def chosen() -> str:
         return str(settings.get("backend", "tensorflow"))
     except (OSError, ValueError, AttributeError):
         return "tensorflow"
-
-
-def require(package: str, *, extra: str, why: str) -> None:
-    """Raise one sentence with the install command where `package` is not installed."""
-    if find_spec(package) is None:
-        raise FieldmarkError(
-            f"{why}, but {package} is not installed: run  pip install 'fieldmark[{extra}]'"
-        )
 
 
 @contextmanager
@@ -98,7 +91,7 @@ if find_spec(name) is None and (others := [each for each in BACKENDS if find_spe
         f"Keras is to compute with {name}, which is not installed, and {others[0]} is: set "
         f"KERAS_BACKEND={others[0]}, or run  pip install 'fieldmark[{name}]'"
     )
-require(name, extra=name, why=f"Keras is to compute with {name}")
+packages.require(name, extra=name, why=f"Keras is to compute with {name}")
 # TensorFlow writes its start-up notices below this level to the terminal on every import.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # JAX would else take three quarters of a GPU's memory at once; the article lets it grow.
@@ -132,7 +125,6 @@ __all__ = [
     "enough_memory",
     "keras",
     "name",
-    "require",
     "seed",
     "without_gradients",
 ]

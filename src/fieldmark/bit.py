@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from fieldmark.backend import keras
 
@@ -42,7 +42,6 @@ def R50x1(
     classes: int = 1000,
     *,
     include_top: bool = True,
-    pooling: Literal["avg"] | None = None,
     initializer: str = "he_normal",
 ) -> Any:
     """Build BiT R50x1, timm's `resnetv2_50x1_bit`; pixels -1 to 1 in, logits (n, classes) out.
@@ -57,7 +56,7 @@ def R50x1(
     x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
     x = layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)  # (n, h/4, w/4, 64)
     x = body(x, Parts(conv, conv, norm))
-    return keras.Model(image, top(x, classes, include_top, pooling), name="bit_r50x1")
+    return keras.Model(image, top(x, classes) if include_top else x, name="bit_r50x1")
 
 
 def ResNetV2_50(
@@ -65,7 +64,6 @@ def ResNetV2_50(
     classes: int = 1000,
     *,
     include_top: bool = True,
-    pooling: Literal["avg"] | None = None,
     bn_momentum: float = 0.9,
     zero_init_residual: bool = False,
     initializer: str = "he_normal",
@@ -84,7 +82,7 @@ def ResNetV2_50(
     x = layers.MaxPooling2D(3, strides=1, padding="same", name="pool1_pool")(x)
     x = layers.MaxPooling2D(1, strides=2, name="pool1_stride")(x)  # (n, h/4, w/4, 64)
     x = body(x, Parts(conv, last, norm))
-    return keras.Model(image, top(x, classes, include_top, pooling), name="resnetv2_50")
+    return keras.Model(image, top(x, classes) if include_top else x, name="resnetv2_50")
 
 
 def body(x: Any, parts: Parts, *, blocks: tuple[int, ...] = DEPTHS, filters: int = 64) -> Any:
@@ -131,14 +129,11 @@ def activated(x: Any, parts: Parts, name: str) -> Any:
     return layers.Activation("relu", name=f"{name}_relu")(parts.norm(name=f"{name}_norm")(x))
 
 
-def top(x: Any, classes: int, include_top: bool, pooling: Literal["avg"] | None) -> Any:
-    """Classify the mean of the places, (n, h, w, c) -> logits (n, classes), or leave that off."""
-    if include_top or pooling == "avg":
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    if include_top:
-        # Logits stay in float32 under mixed precision, where a softmax would saturate.
-        x = layers.Dense(classes, dtype="float32", name="predictions")(x)
-    return x
+def top(x: Any, classes: int) -> Any:
+    """Classify the mean of the places, (n, h, w, c) -> logits (n, classes)."""
+    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    # Logits stay in float32 under mixed precision, where a softmax would saturate.
+    return layers.Dense(classes, dtype="float32", name="predictions")(x)
 
 
 @keras.saving.register_keras_serializable("fieldmark")

@@ -34,7 +34,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,10 +42,11 @@ from numpy.typing import NDArray
 from PIL import features
 
 from fieldmark import files, images, locks
-from fieldmark.console import say, size
+from fieldmark.console import many, say, size
 from fieldmark.errors import FieldmarkError
 from fieldmark.formats import LIMITS, UnreadableImage
 from fieldmark.images import ImageSpec, Pixels
+from fieldmark.packages import installed
 from fieldmark.threads import spread
 
 LAYOUT = 1  # raised when an entry's files change their meaning
@@ -172,7 +172,7 @@ def summary(folder: str | os.PathLike[str] | None = None) -> str:
             f"{entry.specification:26}  {used}"
         )
     total = size(sum(entry.bytes for entry in held))
-    count = "1 entry" if len(held) == 1 else f"{len(held)} entries"
+    count = many(len(held), "entry", "entries")
     limit = f"{size(_limit(None))} (FIELDMARK_CACHE_LIMIT, in GB)"
     return "\n".join([*lines, f"{count}, {total} of at most {limit}"])
 
@@ -286,8 +286,7 @@ class _Job:
         return opened.cache
 
     def tell(self, cache: Cache, how: str) -> None:
-        photos = "1 photo" if len(cache) == 1 else f"{len(cache):,} photos"
-        say(f"Cache: {photos}, {size(cache.bytes)} in {cache.path}{how}")
+        say(f"Cache: {many(len(cache), 'photo')}, {size(cache.bytes)} in {cache.path}{how}")
 
     def make_room(self) -> None:
         """Remove what was not used for longest, as much as is needed, or say what is missing.
@@ -391,12 +390,9 @@ class _Job:
 def decoders() -> dict[str, str | None]:
     """Return the versions of all that turns a file into pixels, our own code included."""
     names = ("libjpeg_turbo", "jpg", "webp", "avif", "libtiff", "littlecms2")
-    versions = {"pillow": metadata.version("pillow"), **{n: features.version(n) for n in names}}
-    try:
-        versions["pillow-heif"] = metadata.version("pillow-heif")
-    except metadata.PackageNotFoundError:
-        versions["pillow-heif"] = None
-    return {**versions, "code": CODE}
+    libraries = {name: features.version(name) for name in names}
+    readers = {name: installed(name) for name in ("pillow", "pillow-heif")}
+    return {**libraries, **readers, "code": CODE}
 
 
 # ---- one photo ----------------------------------------------------------------------------------
@@ -430,7 +426,7 @@ def _copy(opened: _Opened, i: int) -> _Row | None:
 def _refusal(wrong: Sequence[str]) -> str:
     one = len(wrong) == 1
     return (
-        f"{'1 photo' if one else f'{len(wrong):,} photos'} cannot be used; "
+        f"{many(len(wrong), 'photo')} cannot be used; "
         f"put {'it' if one else 'them'} right or move {'it' if one else 'them'} out of the folder, "
         "and run again:\n" + "\n".join(wrong)
     )

@@ -17,8 +17,9 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from fieldmark.console import many
 from fieldmark.contents import Bin, Measured, Part, Trade, interval, percent, valued
-from fieldmark.findings import many, wilson
+from fieldmark.findings import wilson
 from fieldmark.logbook import Epoch
 
 WIDE, HIGH = 400.0, 260.0  # of a chart's own units, about a pixel each on a phone

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fieldmark import data, duplicates, files, images, quality, run, split
+from fieldmark.console import many
 from fieldmark.data import Photos
 from fieldmark.errors import FieldmarkError
 from fieldmark.findings import (
@@ -32,7 +33,6 @@ from fieldmark.findings import (
     Interval,
     Report,
     Seen,
-    many,
     wilson,
 )
 from fieldmark.formats import LIMITS, UnreadableImage

@@ -21,13 +21,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple
 
-from fieldmark import locks
+from fieldmark import locks, packages
 from fieldmark.console import progress
 from fieldmark.errors import FieldmarkError
 
@@ -62,11 +60,7 @@ class Machine(NamedTuple):
 
 def require() -> None:
     """Raise where Ray is not installed."""
-    if find_spec("ray") is None:
-        raise FieldmarkError(
-            "Work on several processes or machines is Ray's, which is not installed: run  "
-            "pip install 'fieldmark[cluster]'"
-        )
+    packages.require("ray", extra="cluster", why="Work on several processes is Ray's")
 
 
 @contextmanager
@@ -219,7 +213,8 @@ def explained(address: str) -> Iterator[None]:
             raise
         raise FieldmarkError(
             f"The cluster at {address} runs another Ray or Python than this machine's Ray "
-            f"{version('ray')} and Python {platform.python_version()}: install the same on both."
+            f"{packages.installed('ray')} and Python {platform.python_version()}: "
+            "install the same on both."
         ) from error
     except (OSError, OverflowError, ValueError) as error:
         raise FieldmarkError(
@@ -296,7 +291,7 @@ def machines(ray: Any, paths: Sequence[Path]) -> list[Machine]:
         except ray.exceptions.RayError as error:
             raise FieldmarkError(
                 f"The machine {name} of the cluster does not answer, or has no fieldmark: see that "
-                f"it runs and has fieldmark {version('fieldmark')}."
+                f"it runs and has fieldmark {packages.installed('fieldmark')}."
             ) from error
     return found
 
@@ -309,13 +304,7 @@ def itself(paths: Sequence[str]) -> Machine:
 
 def versions() -> dict[str, str]:
     """Return the versions here of what must be the same everywhere."""
-    found = {}
-    for name in COMPARED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {name: found for name in COMPARED if (found := packages.installed(name))}
 
 
 def environment(**variables: str) -> dict[str, Any]:

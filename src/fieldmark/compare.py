@@ -23,9 +23,9 @@ from scipy import sparse, stats
 from scipy.sparse import csgraph
 
 from fieldmark import predictions
-from fieldmark.console import printable, printed
+from fieldmark.console import many, printable, printed
 from fieldmark.errors import FieldmarkError
-from fieldmark.findings import many, wilson
+from fieldmark.findings import wilson
 from fieldmark.metrics import grid, in_words, interval, log_losses, resampled
 from fieldmark.predictions import Predictions
 from fieldmark.run import Run, open_run

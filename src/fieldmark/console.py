@@ -10,7 +10,7 @@ import io
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -153,24 +153,17 @@ def meter(description: str, total: int) -> Iterator[Meter]:
         yield shown
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items and show how many are done and the time left.
-
-    `total` is needed where `items` has no length.
-    """
-    count = total if total is not None else len(items) if isinstance(items, Sized) else 0
-    with meter(description, count) as shown:
-        for item in items:
-            yield item
-            shown.advance()
-
-
 def size(count: int) -> str:
     """Write a number of bytes for people: `147 MB`, `1.2 GB`."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= unit:
             return f"{count / unit:.{0 if count >= 10 * unit or count % unit == 0 else 1}f} {name}"
     return f"{count} bytes"
+
+
+def many(count: int, one: str, more: str = "") -> str:
+    """Write a number of things: `1 photo`, `2 classes`."""
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -23,6 +23,7 @@ from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from fieldmark.console import many
 from fieldmark.errors import FieldmarkError
 from fieldmark.formats import OPENERS, UnreadableImage, sniff
 from fieldmark.tables import read_table
@@ -308,7 +309,7 @@ def refuse_bad(photos: Photos, reasons: Iterable[tuple[str, str | None]]) -> Non
     """Raise one `FieldmarkError` that names all paths for which there is a reason."""
     bad = [f"  {photos.folder / path}: {why}" for path, why in reasons if why]
     if bad:
-        count = "1 file is not a photo" if len(bad) == 1 else f"{len(bad)} files are not photos"
+        count = many(len(bad), "file is not a photo", "files are not photos")
         raise FieldmarkError(
             f"{count} that can be read; move them out of the folder and run again:\n"
             + "\n".join(bad)
@@ -561,7 +562,7 @@ def _from_csv(path: Path) -> Photos:
     if wrong:
         raise FieldmarkError(f"{path} has to be corrected:\n{_shown(wrong)}")
     if missing:
-        count = "1 photo that is" if len(missing) == 1 else f"{len(missing)} photos that are"
+        count = many(len(missing), "photo that is", "photos that are")
         raise FieldmarkError(
             f"{path} names {count} not there; paths are relative to its folder, or absolute:\n"
             + _shown(missing)

@@ -15,13 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldmark import packages
 from fieldmark.decision import SMALLEST
 from fieldmark.errors import FieldmarkError
 from fieldmark.manifest import Format, Manifest
@@ -127,11 +127,7 @@ def finished(run: Callable[[NDArray[np.uint8]], Any], classes: int) -> Engine:
 def require(form: Format) -> None:
     """Raise where the library of a format is not installed."""
     package, extra = PACKAGE[form]
-    if find_spec(package) is None:
-        raise FieldmarkError(
-            f"The export is for {package}, which is not installed: run  "
-            f"pip install 'fieldmark[{extra}]'"
-        )
+    packages.require(package, extra=extra, why=f"The export is for {package}")
 
 
 def _by(shape: Shape) -> str:

@@ -10,11 +10,10 @@ import platform
 import shlex
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fieldmark import backend, remote
+from fieldmark import backend, packages, remote
 
 RECORDED = (
     *("fieldmark", "keras", "tensorflow", "tensorflow-cpu", "jax", "torch"),
@@ -33,16 +32,8 @@ def describe(photos: str | os.PathLike[str]) -> dict[str, Any]:
         "machine": platform.platform(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: found for name in RECORDED if (found := installed(name))},
+        "versions": {name: found for name in RECORDED if (found := packages.installed(name))},
     }
-
-
-def installed(package: str) -> str | None:
-    """Return the version of an installed package, or nothing."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def commit() -> str | None:

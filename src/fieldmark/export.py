@@ -33,12 +33,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fieldmark import backend, engines, environment, evaluate, files, images, manifest
+from fieldmark import (
+    backend,
+    engines,
+    evaluate,
+    files,
+    images,
+    manifest,
+    metrics,
+    packages,
+)
 from fieldmark.backend import keras
 from fieldmark.console import meter, say
 from fieldmark.engines import ENTRY, Engine
 from fieldmark.errors import FieldmarkError
-from fieldmark.findings import wilson
 from fieldmark.manifest import MANIFEST, PARITY, Format, Manifest, Precision, Proof, Tensor
 from fieldmark.run import Run, open_run
 from fieldmark.split import Record
@@ -174,7 +182,7 @@ def described(
         output=Tensor(name=OUTPUT, type="float32", shape=(None, len(trained.classes))),
         licence=facts["licence"],
         weights_sha256=facts["weights_sha256"],
-        made_with={name: v for name in RECORDED if (v := environment.installed(name))},
+        made_with={name: v for name in RECORDED if (v := packages.installed(name))},
         files=manifest.contents(folder),
         parity=Proof(photos=0, largest_difference=0, agreement=None),
     )
@@ -204,7 +212,7 @@ def refuse_asked(
         raise FieldmarkError(f"The licence {licence!r} is no text: name one as SPDX does.")
     if form != "keras":
         why = f"The export for {form} is written with TensorFlow"
-        backend.require("tensorflow", extra="tensorflow", why=why)
+        packages.require("tensorflow", extra="tensorflow", why=why)
         if backend.name != "tensorflow":
             raise FieldmarkError(
                 f"Keras computes with {backend.name}, and an export is written with TensorFlow: "
@@ -212,7 +220,7 @@ def refuse_asked(
             )
     for package in (*MAKERS[form], *(("nncf",) if int8 else ())):
         extra = engines.PACKAGE[form][1]
-        backend.require(package, extra=extra, why=f"The export for {form} needs {package}")
+        packages.require(package, extra=extra, why=f"The export for {form} needs {package}")
 
 
 def refuse_place(place: Path, run: Run, form: Format, precision: Precision) -> None:
@@ -724,13 +732,13 @@ def compared(engine: Engine, trained: Trained, held: Held) -> dict[str, Any]:
             "split": held.split,
             "n": len(found),
             "largest_difference": largest(found - held.reference),
-            "agreement": share(found.argmax(axis=1) == held.reference.argmax(axis=1)),
+            "agreement": metrics.share(found.argmax(axis=1) == held.reference.argmax(axis=1)),
             **accuracies(found, held),
         },
         "odd": {
             "n": len(same),
             "largest_difference": largest(differences),
-            "agreement": share(same),
+            "agreement": metrics.share(same),
             "photos": dict(zip(held.odd, map(largest, differences), strict=True)),
         },
         "latency": latencies(engine, trained, held),
@@ -742,21 +750,11 @@ def largest(differences: Floats) -> float:
     return float(np.nan_to_num(abs(differences), nan=1.0).max(initial=0.0))
 
 
-def share(true: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return the share of photos for which something is true, with Wilson's interval."""
-    if not len(true):
-        return {"value": None, "low": None, "high": None, "n": 0, "interval": "wilson"}
-    value = float(true.mean())
-    low, high = wilson(value, len(true))
-    # Rounding may put the end of the interval of all, or of none, on the wrong side.
-    bounds = {"low": max(min(low, value), 0.0), "high": min(max(high, value), 1.0)}
-    return {"value": value, **bounds, "n": len(true), "interval": "wilson"}
-
-
 def accuracies(found: Floats, held: Held) -> dict[str, Any]:
     """Return the accuracy of run and export, and what the export loses."""
     mine, its = (each.argmax(axis=1) == held.labels for each in (held.reference, found))
-    return {"accuracy": {"run": share(mine), "export": share(its)}, "drop": drop(mine, its)}
+    shares = {"run": metrics.share(mine), "export": metrics.share(its)}
+    return {"accuracy": shares, "drop": drop(mine, its)}
 
 
 def drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fieldmark.console import escaped, printable
+from fieldmark.console import escaped, many, printable
 from fieldmark.duplicates import Fingerprint
 from fieldmark.images import Facts
 from fieldmark.quality import Measures
@@ -415,8 +415,3 @@ def straight(text: str) -> str:
 def _ways(path: str) -> Iterator[str]:
     """Yield a path and the folders above it."""
     return accumulate(path.split("/"), "{}/{}".format)
-
-
-def many(count: int, one: str, more: str = "") -> str:
-    """Write a number of things: `1 photo`, `2 classes`."""
-    return f"{count:,} {one if count == 1 else more or one + 's'}"

@@ -195,20 +195,32 @@ def fused_step(
         right = tf.equal(tf.argmax(logits, axis=-1), tf.argmax(labels, axis=-1))
         return value, tf.reduce_mean(tf.cast(right, tf.float32))
 
-    # Open sizes: a change of resolution or a smaller last batch is not traced again. XLA is off:
-    # on a CPU its convolutions take twice as long.
-    signature = [
-        tf.TensorSpec((None, None, None, network.input.shape[-1]), tf.float32),
-        tf.TensorSpec((None, network.output.shape[-1]), tf.float32),
-        tf.TensorSpec((None,), tf.float32),
-    ]
-    compiled = tf.function(compute, input_signature=signature, autograph=False, jit_compile=False)
+    compiled = traced(compute, network)
 
     def step(images: Any, labels: Any, weights: Any) -> Figures:
         value, accuracy = compiled(images, labels, weights)
         return Figures(float(value), float(accuracy))
 
     return step
+
+
+def traced(compute: Callable[..., Any], network: Any) -> Callable[..., Any]:
+    """Have TensorFlow trace a function of images, labels and weights for a network.
+
+    Sizes stay open: a change of resolution or a smaller last batch is not traced again. XLA is off:
+    on a CPU its convolutions take twice as long.
+    """
+    import tensorflow as tf
+
+    signature = [
+        tf.TensorSpec((None, None, None, network.input.shape[-1]), tf.float32),
+        tf.TensorSpec((None, network.output.shape[-1]), tf.float32),
+        tf.TensorSpec((None,), tf.float32),
+    ]
+    run: Callable[..., Any] = tf.function(
+        compute, input_signature=signature, autograph=False, jit_compile=False
+    )
+    return run
 
 
 class Padded(NamedTuple):

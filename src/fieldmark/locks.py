@@ -11,8 +11,10 @@ database, which cannot be opened in a folder that may only be read.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,8 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+
+PAUSE = 0.2  # seconds between two tries
 
 
 def exclusive(path: Path, *, create: bool = False) -> int | None:
@@ -106,6 +110,20 @@ def sole(path: Path) -> Iterator[bool]:
             with suppress(OSError):
                 path.unlink()
             os.close(lock)
+
+
+@contextmanager
+def awaited(path: Path, *, patience: float = math.inf) -> Iterator[None]:
+    """Be the one process that has a lock; after `patience` seconds a TimeoutError."""
+    until = time.monotonic() + patience
+    while True:
+        with sole(path) as ours:
+            if ours:
+                yield
+                return
+        if time.monotonic() > until:
+            raise TimeoutError(f"{path} is held by another process")
+        time.sleep(PAUSE)
 
 
 @contextmanager

@@ -86,16 +86,7 @@ def lockstep(
         run = partial(compute, places[:count])
         if backend.name == "torch":
             return run
-        import tensorflow as tf
-
-        signature = [
-            tf.TensorSpec((None, None, None, network.input.shape[-1]), tf.float32),
-            tf.TensorSpec((None, network.output.shape[-1]), tf.float32),
-            tf.TensorSpec((None,), tf.float32),
-        ]
-        return tf.function(  # type: ignore[no-any-return]
-            run, input_signature=signature, autograph=False, jit_compile=False
-        )
+        return kernels.traced(run, network)
 
     def step(images: Any, labels: Any, weights: Any) -> Figures:
         count = mesh.sharing(len(images), len(places))

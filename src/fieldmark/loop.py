@@ -30,7 +30,6 @@ from fieldmark import backend, kernels, mesh, steps
 from fieldmark.backend import keras
 from fieldmark.batches import Batch, Batches
 from fieldmark.console import Meter, duration, meter, say
-from fieldmark.environment import installed
 from fieldmark.errors import FieldmarkError
 from fieldmark.inference import (
     Evaluation,
@@ -41,6 +40,7 @@ from fieldmark.inference import (
     values_of,
 )
 from fieldmark.logbook import Epoch, Look, best_of, looked_at, over
+from fieldmark.packages import installed
 from fieldmark.recipe import Recipe
 from fieldmark.state import Header, read, refuse_other, sweep, write
 

@@ -23,10 +23,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from scipy import optimize, sparse
 
-from fieldmark.console import printable, printed
+from fieldmark.console import many, printable, printed
 from fieldmark.decision import LEAST, SMALLEST, Decision, softened
 from fieldmark.errors import FieldmarkError
-from fieldmark.findings import many, wilson
+from fieldmark.findings import wilson
 from fieldmark.predictions import SPLITS, Predictions
 
 Floats = NDArray[np.float64]
@@ -434,8 +434,8 @@ def _probabilistic(
 def _shares(judged: _Judged) -> dict[str, Figure]:
     """Return the figures that are shares of the photos."""
     classes, place = judged.probabilities.shape[1], ranks(judged.probabilities, judged.labels)
-    shares = {"accuracy": _share(judged.right)}
-    return shares | {f"top_{k}": _share(place < k) for k in (2, 5) if classes > k}
+    shares = {"accuracy": share(judged.right)}
+    return shares | {f"top_{k}": share(place < k) for k in (2, 5) if classes > k}
 
 
 def _classes(
@@ -454,8 +454,8 @@ def _classes(
                 "name": name,
                 "n": count,
                 "predicted": int(called.sum()),
-                "precision": _share(true[called]),
-                "recall": _share(called[true]),
+                "precision": share(true[called]),
+                "recall": share(called[true]),
                 **{
                     each: _bootstrapped(point[each][0, k], draws[each][:, k], count)
                     for each in ("f1", "roc_auc")
@@ -496,7 +496,7 @@ def _curve(judged: _Judged) -> list[dict[str, Any]]:
         {
             "threshold": threshold,
             "coverage": float((confidence >= threshold).mean()),
-            "risk": _share(~judged.right[confidence >= threshold]),
+            "risk": share(~judged.right[confidence >= threshold]),
         }
         for threshold in thresholds
     ]
@@ -508,12 +508,12 @@ def _refused(judged: _Judged, decision: Decision | None) -> dict[str, Any] | Non
         return None
     return {
         "threshold": decision.threshold,
-        "coverage": _share(judged.answered),
-        "accuracy": _share(judged.right[judged.answered]),
+        "coverage": share(judged.answered),
+        "accuracy": share(judged.right[judged.answered]),
     }
 
 
-def _share(true: Bools) -> Figure:
+def share(true: Bools) -> Figure:
     """Return the share of photos for which something is true, with Wilson's interval."""
     count = len(true)
     if not count:

@@ -14,11 +14,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fieldmark import files, locks
+from fieldmark import files, locks, packages
 from fieldmark.errors import FieldmarkError
 from fieldmark.ledger import COLUMNS, NONE, Row, known_as
 from fieldmark.predictions import CLASS
@@ -104,11 +103,7 @@ def opened(
 
     However the block ends, the rows that were added are written.
     """
-    if find_spec("pyarrow") is None:
-        raise FieldmarkError(
-            "Parquet is written by pyarrow, which is not installed: run  "
-            "pip install 'fieldmark[cluster]'"
-        )
+    packages.require("pyarrow", extra="cluster", why="Parquet is written by pyarrow")
     with files.writing(folder):
         folder.mkdir(exist_ok=True)
     busy = f"{folder} is being written by another process: wait until it is done."

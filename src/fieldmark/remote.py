@@ -16,15 +16,14 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fieldmark import files, locks
-from fieldmark.console import progress, track
+from fieldmark import files, locks, packages
+from fieldmark.console import meter, progress
 from fieldmark.errors import FieldmarkError
 
 HANDFUL = 64  # files that are fetched at a time, side by side
@@ -50,13 +49,9 @@ class Store:
     @classmethod
     def at(cls, url: str) -> Store:
         """Open the store of a URL; raises a FieldmarkError where its library is missing."""
-        try:
-            from fsspec.core import url_to_fs
-        except ImportError as error:
-            raise FieldmarkError(
-                f"{url} is a URL, for which fsspec is not installed: run  "
-                "pip install 'fieldmark[remote]'"
-            ) from error
+        packages.require("fsspec", extra="remote", why=f"{url} is a URL, which fsspec reads")
+        from fsspec.core import url_to_fs
+
         with explained(url):
             system, root = url_to_fs(url)
         return cls(url.rstrip("/"), system, str(root).rstrip("/"))
@@ -143,7 +138,7 @@ def fetched(store: Store, there: Mapping[str, str], folder: Path) -> Path:
     """Bring a folder to what lies in the store, and return it."""
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder.parent / "lock"):
+    with locks.awaited(folder.parent / "lock"):
         known_file = folder.parent / KNOWN
         with files.whole_file(folder.parent / ORIGIN) as partial:
             partial.write_text(store.url, encoding="utf-8")
@@ -158,12 +153,13 @@ def fetched(store: Store, there: Mapping[str, str], folder: Path) -> Path:
         if wanted:
             progress.print(f"Fetching {len(wanted):,} files of {store.url}", markup=False)
         done = {name: known[name] for name in known.keys() & there.keys() - {*wanted}}
-        handfuls = [wanted[at : at + HANDFUL] for at in range(0, len(wanted), HANDFUL)]
-        for some in track(handfuls, "Fetching"):
-            _fetch(store, some, folder)
-            done |= {name: there[name] for name in some}
-            with files.whole_file(known_file) as partial:
-                partial.write_text(json.dumps(done))
+        with meter("Fetching", len(wanted)) as shown:
+            for at in range(0, len(wanted), HANDFUL):
+                some = wanted[at : at + HANDFUL]
+                _fetch(store, some, folder)
+                done |= {name: there[name] for name in some}
+                files.write_json(known_file, done)
+                shown.advance(len(some))
     return folder
 
 
@@ -182,17 +178,6 @@ def _fetch(store: Store, names: list[str], folder: Path) -> None:
     finally:
         for partial in partials:
             partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Wait until no other process of this machine is at it."""
-    while True:
-        with locks.sole(lock) as ours:
-            if ours:
-                yield
-                return
-        time.sleep(PATIENCE)
 
 
 # ---- from this machine --------------------------------------------------------------------------

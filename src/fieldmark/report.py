@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup, escape
 
 from fieldmark import charts, files, split
-from fieldmark.console import printable
+from fieldmark.console import many, printable
 from fieldmark.contents import (
     Contents,
     Explained,
@@ -36,7 +36,7 @@ from fieldmark.contents import (
 )
 from fieldmark.data import Split
 from fieldmark.errors import FieldmarkError
-from fieldmark.findings import FEW, RESULT, Interval, many, wilson
+from fieldmark.findings import FEW, RESULT, Interval, wilson
 from fieldmark.logbook import best_of, looks
 from fieldmark.recipe import ARTICLE, SECTIONS, Recipe
 from fieldmark.sheet import data_uri, templates

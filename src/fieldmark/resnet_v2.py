@@ -10,7 +10,7 @@ other published ResNet-V2. `fieldmark network resnet50v2` prints one.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from fieldmark.backend import keras
 
@@ -29,7 +29,7 @@ class Options(TypedDict, total=False):
     """What may be chosen about a network besides its depth; none of it changes a shape within.
 
     `include_top=False` leaves the classifier off, and `classes` then says nothing: the output is
-    the feature map (n, h/32, w/32, 2048), or its mean (n, 2048) with `pooling="avg"`.
+    the feature map (n, h/32, w/32, 2048).
     `bn_momentum` is the share of the old value that a moving statistic keeps at each step.
     `zero_init_residual` starts the last convolution of every block at zero, so that the untrained
     network passes on what its shortcuts give (Goyal et al. 2017, arXiv:1706.02677, section 5.1,
@@ -38,7 +38,6 @@ class Options(TypedDict, total=False):
     """
 
     include_top: bool
-    pooling: Literal["avg"] | None
     bn_momentum: float
     zero_init_residual: bool
     initializer: str
@@ -102,7 +101,6 @@ def network(
     *,
     classes: int,
     include_top: bool = True,
-    pooling: Literal["avg"] | None = None,
     bn_momentum: float = 0.99,
     zero_init_residual: bool = False,
     initializer: str = "glorot_uniform",
@@ -120,8 +118,6 @@ def network(
     )
     if include_top:
         x = head(x, classes)
-    elif pooling == "avg":
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     return keras.Model(image, x, name=name)
 
 

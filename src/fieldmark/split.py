@@ -25,7 +25,7 @@ import numpy as np
 from rich.cells import cell_len
 
 from fieldmark import data, duplicates, files, strata, tables
-from fieldmark.console import printable, say
+from fieldmark.console import many, printable, say
 from fieldmark.data import (
     Photos,
     Split,
@@ -148,7 +148,7 @@ def make(
         )
     write(path, records)
     if before:
-        kept = _count(before, "photo")
+        kept = many(len(before), "photo")
         say(f"{path} exists: its {kept} keep their places; new ones fill up the shares of all.")
         if differences := changes(before, photos, hashes):
             say(described(differences))
@@ -454,13 +454,13 @@ def warnings(
         labels[record.group].add(record.label)
     across = sorted(group for group, of in labels.items() if group and len(of) > 1)
     if across:
-        notes.append(f"{_count(across, 'group')} of more than one class: {_some(across)}.")
+        notes.append(f"{many(len(across), 'group')} of more than one class: {_some(across)}.")
     pairs = defaultdict[str, list[str]](list)
     for leak in leaks(records, groups):
         sides = f"{leak.first} ({leak.splits[0]}), {leak.second} ({leak.splits[1]})"
         pairs[leak.why].append(sides)
     for why, shown in pairs.items():
-        notes.append(f"{_count(shown, 'pair')} on two sides, {why}: {_some(shown, '; ')}.")
+        notes.append(f"{many(len(shown), 'pair')} on two sides, {why}: {_some(shown, '; ')}.")
     return tuple(notes)
 
 
@@ -497,10 +497,6 @@ def ungrouped(
 def _some(names: Sequence[str], separator: str = ", ") -> str:
     more = len(names) - NAMED
     return separator.join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _count(things: Sequence[object], noun: str) -> str:
-    return f"{len(things)} {noun}" + ("" if len(things) == 1 else "s")
 
 
 # ---- what must not be parted --------------------------------------------------------------------

@@ -23,6 +23,7 @@ from typing import Any
 from unicodedata import east_asian_width
 
 from fieldmark.anatomy import Anatomy, Block, Part, Shortcut, Stage, Step, by
+from fieldmark.console import many
 
 FONT = (
     "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Noto Sans', sans-serif"
@@ -143,13 +144,9 @@ def _totals(anatomy: Anatomy) -> str:
     parameters = sum(part.parameters for part in anatomy.parts)
     multiply_adds = sum(part.multiply_adds for part in anatomy.parts)
     return (
-        f"input {image}  ·  {_count(len(anatomy.blocks), 'residual block')}  ·  "
+        f"input {image}  ·  {many(len(anatomy.blocks), 'residual block')}  ·  "
         f"{parameters:,} parameters  ·  {short(multiply_adds)} multiply-adds a photo"
     )
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _kinds(anatomy: Anatomy) -> list[tuple[Shortcut, int, str]]:
@@ -162,7 +159,7 @@ def _kinds(anatomy: Anatomy) -> list[tuple[Shortcut, int, str]]:
 def _description(anatomy: Anatomy) -> str:
     """The drawing in words, for those who hear it."""
     stages = "; ".join(
-        f"stage {number} has {_count(len(stage.blocks), 'block')} and ends with "
+        f"stage {number} has {many(len(stage.blocks), 'block')} and ends with "
         f"{by(stage.blocks[-1].shape, ' × ')}"
         for number, stage in enumerate(anatomy.stages, 1)
     )
@@ -193,7 +190,7 @@ def _part_lines(part: Part, name: str) -> _Lines:
 
 def _stage_lines(stage: Stage, number: int, *, font: float, room: float) -> _Lines:
     """The heading of a stage; its cost goes on two lines where one is too short for it."""
-    heading = f"Stage {number}: {_count(len(stage.blocks), 'block')}"
+    heading = f"Stage {number}: {many(len(stage.blocks), 'block')}"
     cost = (
         f"{short(stage.parameters)} parameters",
         f"{short(stage.multiply_adds)} multiply-adds",

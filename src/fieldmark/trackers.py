@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from fieldmark import backend, files
+from fieldmark import files, packages
 from fieldmark.console import say
 from fieldmark.errors import FieldmarkError
 from fieldmark.logbook import Epoch
@@ -52,7 +52,7 @@ MANNERS = {
 def require(*, tensorboard: bool, mlflow: str) -> None:
     """Raise a FieldmarkError where an extra is missing or the address is none, before all else."""
     if tensorboard:
-        backend.require(
+        packages.require(
             "tensorboard", extra="tensorboard", why="--tensorboard writes what it shows"
         )
     if not mlflow:
@@ -69,7 +69,7 @@ def require(*, tensorboard: bool, mlflow: str) -> None:
         )
     web = urlsplit(mlflow).scheme in ("http", "https")
     for package in ("mlflow",) if web else ("mlflow", "sqlalchemy", "alembic"):
-        backend.require(package, extra="mlflow", why="--mlflow tells MLflow of the training")
+        packages.require(package, extra="mlflow", why="--mlflow tells MLflow of the training")
 
 
 def is_address(text: str) -> bool:

@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fieldmark import files, space
-from fieldmark.console import duration, printed
+from fieldmark.console import duration, many, printed
 from fieldmark.errors import FieldmarkError
 from fieldmark.files import Inside
-from fieldmark.findings import many
 from fieldmark.metrics import grid
 from fieldmark.recipe import Recipe
 from fieldmark.run import Run

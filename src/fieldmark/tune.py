@@ -30,6 +30,7 @@ from fieldmark import (
     files,
     locks,
     mattered,
+    packages,
     rule,
     space,
     split,
@@ -87,7 +88,7 @@ def tune(
     if workers is not None and workers < 1:
         raise FieldmarkError(f"--workers {workers} is no number of workers: give 1 or more.")
     cluster.require()
-    backend.require("optuna", extra="cluster", why="Optuna says what to try next")
+    packages.require("optuna", extra="cluster", why="Optuna says what to try next")
     photos, folder = Path(photos).absolute(), Path(out).absolute()
     asked = {
         "minutes": minutes,

@@ -38,8 +38,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldmark import files
-from fieldmark.backend import keras, require
+from fieldmark import files, packages
+from fieldmark.backend import keras
 from fieldmark.console import meter, say
 from fieldmark.errors import FieldmarkError
 from fieldmark.recipe import Network
@@ -291,7 +291,9 @@ BIT_LAYERS = {
 
 def _read_safetensors(path: Path) -> Arrays:
     """Read timm's `.safetensors`; names of `timm/models/resnetv2.py`, kernels (out, in, h, w)."""
-    require("safetensors", extra="safetensors", why=f"{path.name} is read with safetensors")
+    packages.require(
+        "safetensors", extra="safetensors", why=f"{path.name} is read with safetensors"
+    )
     from safetensors import SafetensorError, safe_open
 
     _limit(path, path.stat().st_size)  # nothing in it is compressed
