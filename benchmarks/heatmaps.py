@@ -29,9 +29,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.progress import track
 from scipy.stats import spearmanr
 
-from fieldmark import console, draw, heatmaps, images
+from fieldmark import draw, heatmaps, images
 from fieldmark.backend import keras
 from fieldmark.console import meter
 from fieldmark.findings import wilson
@@ -288,7 +289,7 @@ def delete(classifier: Trained, mapper: Mapper, own: Seen) -> None:
         name: np.array(
             [
                 area(classifier, own.squares[i], order(i), int(answers[i]))
-                for i in console.track(range(n), f"Deleting, {name}")
+                for i in track(range(n), f"Deleting, {name}")
             ]
         )
         for name, order in orders.items()

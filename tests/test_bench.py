@@ -187,6 +187,10 @@ def test_photos_may_be_named(own: Run, told: Path, tmp_path: Path) -> None:
     assert (found["photos"]["from"], found["photos"]["n"]) == ("named", 4)
     with pytest.raises(FieldmarkError, match=r"field_marks\.json is no photo.*another"):
         bench.bench(own.folder, [photos / "field_marks.json"])
+    whole = next(photos.rglob("*.jpg"))
+    whole.write_bytes(whole.read_bytes()[:-200])
+    with pytest.raises(FieldmarkError, match=rf"{whole.name} is cut off: name another photo\.$"):
+        bench.bench(own.folder, [whole])
     (tmp_path / "empty").mkdir()
     with pytest.raises(FieldmarkError, match="holds no photo"):
         bench.bench(own.folder, [tmp_path / "empty"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -366,18 +365,6 @@ def test_what_another_process_uses_is_not_removed(photos: list[Item], place: Pat
     assert [entry.in_use for entry in entries(place)] == [False]
     assert clear(place) > 0
     assert names(place) == []
-
-
-def test_another_process_gets_the_place_and_not_the_pixels(photos: list[Item], place: Path) -> None:
-    built = build(photos, spec(64), folder=place)
-    sent = pickle.dumps(built)
-    assert len(sent) < 1000 < built.pixels.nbytes
-    received = pickle.loads(sent)
-    np.testing.assert_array_equal(received.pixels, built.pixels)
-    np.testing.assert_array_equal(received.shapes, built.shapes)
-    shutil.rmtree(place)
-    with pytest.raises(FieldmarkError, match="was removed while it was in use"):
-        pickle.loads(sent)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows keeps what is mapped")

@@ -18,9 +18,16 @@ def test_a_time_is_written_for_people(seconds: float, text: str) -> None:
     assert console.duration(seconds) == text
 
 
-def test_tracking_passes_the_items_on() -> None:
-    assert list(console.track(range(3), "Counting")) == [0, 1, 2]
-    assert list(console.track(iter("ab"), "Counting", 2)) == ["a", "b"]
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("Bushtit", "Bushtit"),
+        ("Black-throated Bushtit male", "Black-thro…htit male"),
+        ("Black-throated Bushtit female", "Black-thro…it female"),
+    ],
+)
+def test_what_is_too_long_loses_its_middle(text: str, short: str) -> None:
+    assert console.shortened(text, 20) == short
 
 
 def test_a_log_file_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +55,8 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     console.be_quiet()
     console.say("a message")
-    list(console.track(range(3), "Counting"))
+    with console.meter("Counting", 1) as shown:
+        shown.advance()
     assert capsys.readouterr() == ("", "")
     console.be_quiet(False)
     console.say("[not markup]")

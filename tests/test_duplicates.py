@@ -17,7 +17,6 @@ from PIL import Image
 
 from fieldmark import draw, duplicates, images
 from fieldmark.duplicates import Fingerprint, Twin, fingerprint, groups, twins
-from fieldmark.errors import FieldmarkError
 
 Pixels = NDArray[np.uint8]
 
@@ -73,26 +72,6 @@ def test_a_square_is_the_mean_of_what_it_covers(shape: tuple[int, int]) -> None:
 def test_an_even_photo_keeps_its_level(level: int) -> None:
     pixels = np.full((37, 501, 3), level, np.uint8)
     assert set(fingerprint(pixels).luminance) == {level}
-
-
-def test_a_fingerprint_is_stored_and_read() -> None:
-    print_ = fingerprint(smooth(0))
-    stored = print_.to_bytes()
-    assert len(stored) < 1100
-    assert Fingerprint.from_bytes(stored) == print_
-
-
-@pytest.mark.parametrize("content", [b"", b"nonsense", duplicates.HEADER, b"x" * 1046])
-def test_other_bytes_are_no_fingerprint(content: bytes) -> None:
-    with pytest.raises(FieldmarkError, match="make it again"):
-        Fingerprint.from_bytes(content)
-
-
-def test_the_fingerprint_of_another_version_is_refused() -> None:
-    stored = bytearray(fingerprint(smooth(0)).to_bytes())
-    stored[len(duplicates.HEADER) - 1] += 1
-    with pytest.raises(FieldmarkError, match="this version"):
-        Fingerprint.from_bytes(bytes(stored))
 
 
 # ---- what is found ------------------------------------------------------------------------------

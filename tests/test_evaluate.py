@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from conftest import Command
-from fieldmark import draw, evaluate, inference, predictions, split, train
+from fieldmark import draw, evaluate, export, inference, predictions, split, train
 from fieldmark.decision import Decision
 from fieldmark.errors import FieldmarkError
 from fieldmark.run import Run
@@ -42,6 +42,22 @@ def test_what_was_held_out_is_predicted_as_the_training_saw_it(run: Run) -> None
     assert found["splits"]["validation"]["figures"]["accuracy"]["value"] == pytest.approx(right)
     assert json.loads(run.metrics.read_text()) == found
     assert Decision.from_json(run.decision.read_text()).photos == len(rows)
+
+
+def test_an_export_with_another_threshold_is_named(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.decision.unlink(missing_ok=True)
+    place = export.export(run.folder, "keras")
+    evaluate.evaluate(run.folder)
+    assert f"{place} has another temperature and threshold, or none: `fieldmark export" in (
+        capsys.readouterr().out
+    )
+    export.export(run.folder, "keras")
+    (run.exports / "notes").mkdir()
+    capsys.readouterr()
+    evaluate.evaluate(run.folder)
+    assert "another temperature" not in capsys.readouterr().out
 
 
 def test_the_classifier_answers_as_the_network_does(run: Run) -> None:

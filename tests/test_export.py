@@ -126,6 +126,20 @@ def test_onnx_s_model_holds_the_facts_and_names(run: Run) -> None:
     assert (target.name, target.shape) == ("probabilities", ["photos", 4])
 
 
+def test_the_others_have_the_names_too(run: Run) -> None:
+    pytest.importorskip("ai_edge_litert", reason="ai_edge_litert is not installed")
+    tensorflow = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    from ai_edge_litert.interpreter import Interpreter
+
+    place = export(run.folder, "litert")
+    (signature,) = Interpreter(str(place / "model.tflite")).get_signature_list().values()
+    assert signature == {"inputs": ["pixels"], "outputs": ["probabilities"]}
+    place = export(run.folder, "saved_model")
+    graph = tensorflow.saved_model.load(str(place / "model")).signatures["serving_default"]
+    assert list(graph.structured_input_signature[1]) == ["pixels"]
+    assert list(graph.structured_outputs) == ["probabilities"]
+
+
 # ---- equal in every format ----------------------------------------------------------------------
 
 

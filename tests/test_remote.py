@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ def test_only_what_was_changed_is_fetched_again(
     shelf.rm("/photos/3.jpg")
     capsys.readouterr()
     assert listed(remote.near("memory://photos")) == {"1.jpg": b"one", "2.jpg": b"another"}
-    assert "Fetching 1 files" in capsys.readouterr().err
+    assert "Fetching 1 file of" in capsys.readouterr().err
 
 
 def test_a_single_file_is_had_as_one(shelf: Any) -> None:
@@ -73,6 +75,36 @@ def test_a_single_file_is_had_as_one(shelf: Any) -> None:
     found = remote.near("memory://photos/list.csv")
     assert found.read_bytes() == b"path,label\n"
     assert not (found.parent / "other.csv").exists()
+
+
+class Bare(BaseHTTPRequestHandler):
+    """A server that has one file, and lists nothing."""
+
+    def do_GET(self) -> None:
+        there = self.path == "/sets/photos.csv"
+        self.send_response(200 if there else 404)
+        self.send_header("content-length", "11" if there else "0")
+        self.end_headers()
+        if there and self.command == "GET":
+            self.wfile.write(b"path,label\n")
+
+    do_HEAD = do_GET  # noqa: N815 - http.server calls it so
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_single_file_needs_no_listing(shelf: Any) -> None:
+    pytest.importorskip("aiohttp", reason="aiohttp, with which fsspec reads HTTP, is not installed")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Bare) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{http.server_port}/sets"
+        assert remote.near(f"{url}/photos.csv").read_bytes() == b"path,label\n"
+        with pytest.raises(FieldmarkError, match=f"There is nothing at {url}/other.csv"):
+            remote.near(f"{url}/other.csv")
+        http.shutdown()
+    with pytest.raises(FieldmarkError, match=f"{url}/other.csv cannot be reached"):
+        remote.near(f"{url}/other.csv")
 
 
 def test_a_name_that_leads_out_is_left_there(shelf: Any, tmp_path: Path) -> None:

@@ -332,6 +332,14 @@ def test_long_headers_are_431(server: Server) -> None:
     assert found.startswith(b"HTTP/1.1 431 ")
 
 
+@pytest.mark.parametrize("count", [20_000, 300_000])
+def test_one_long_header_is_431_too(server: Server, count: int) -> None:
+    found = server.raw(b"GET /health/live HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
+                       b"x: " + b"y" * count + b"\r\n\r\n")  # fmt: skip
+    assert found.startswith(b"HTTP/1.1 431 ")
+    assert b"16384 bytes at most" in found
+
+
 def test_a_body_that_turns_to_nonsense_is_400(server: Server) -> None:
     found = server.raw(HEAD + b"transfer-encoding: chunked\r\n\r\n", b"5\r\nhello\r\nnonsense\r\n")
     assert found.startswith(b"HTTP/1.1 400 ")
@@ -577,6 +585,15 @@ def test_the_log_has_a_line_a_request_and_no_photo(start: Any) -> None:
     assert not any("private" in line or "secret" in line for line in server.lines)
 
 
+def test_a_broken_form_leaves_no_line_of_its_own(start: Any) -> None:
+    server = start()
+    kind = {"content-type": "multipart/form-data; boundary=XX"}
+    assert server.ask("POST", "/predict", b"nonsense", headers=kind).status == 400
+    server.ask("GET", "/health/live", headers={"connection": "upgrade", "upgrade": "websocket"})
+    server.stop()
+    assert {json.loads(line)["event"] for line in server.lines} >= {"request", "stopped"}
+
+
 def test_prometheus_reads_what_was_answered(start: Any) -> None:
     server = start()
     server.predict(photo(RED), photo(GREY), b"no photo")
@@ -767,6 +784,7 @@ def test_a_stop_answers_all_that_has_come(start: Any) -> None:
     assert server.process.wait(60) == 0
     assert [each.status for each in answers] == [200] * 20
     assert found.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in found
     with pytest.raises(ConnectionRefusedError):
         server.ask("GET", "/health/live")
     assert server.log()[-1]["event"] == "stopped"

@@ -90,6 +90,14 @@ def test_pixels_are_whole_numbers_in_the_end(kind: str, value: float, becomes: i
     assert (found.photos == becomes).all()
 
 
+@pytest.mark.parametrize(("shape", "nest"), [([2], False), ([2, 1], False), ([2, 1], True)])
+def test_photos_in_json_may_be_nested_as_their_shape(shape: list[int], nest: bool) -> None:
+    data = [[each] if nest else each for each in ("AAAA", "BBBB")]
+    tensor = {"name": "photos", "shape": shape, "datatype": "BYTES", "data": data}
+    found = tensors.asked(json.dumps({"inputs": [tensor]}).encode(), None, bounds=Bounds(), side=8)
+    assert found.photos == [bytes(3), b"\x04\x10A"]
+
+
 def test_the_schema_stands_alone() -> None:
     assert "$ref" not in json.dumps(tensors.schema())
     assert "$defs" not in tensors.schema()

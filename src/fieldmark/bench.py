@@ -34,6 +34,7 @@ from fieldmark.console import meter, printed, say, size
 from fieldmark.draw import birds
 from fieldmark.errors import FieldmarkError
 from fieldmark.formats import UnreadableImage
+from fieldmark.images import decode
 from fieldmark.manifest import BENCH, MANIFEST
 from fieldmark.predict import weights
 from fieldmark.run import Run, is_run
@@ -167,11 +168,14 @@ def _photos(model: Path, named: Sequence[Path], drawn: Path) -> tuple[str, list[
 def _readable(item: sources.Item) -> bool:
     """Tell whether a file is a photo; raises a FieldmarkError for one that was named and is not."""
     try:
-        return not item.skipped and answers.content(item) is not None
+        content = None if item.skipped else answers.content(item)
+        if content is not None:
+            decode(content)
     except (UnreadableImage, OSError) as error:
         if item.named:
             raise FieldmarkError(f"{item.path} {error}: name another photo.") from error
         return False
+    return content is not None
 
 
 def _exports(model: Path) -> list[Path]:

@@ -29,7 +29,7 @@ import sys
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -72,10 +72,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """The decoded photos of one list, in its order; made by `build`.
-
-    Sent to another process it is opened there anew, and not copied.
-    """
+    """The decoded photos of one list, in its order; made by `build`."""
 
     pixels: Pixels  # (n, size, size, 3), read-only, on disk until it is looked at
     shapes: NDArray[np.int32]  # (n, 2): height and width of each whole upright photo
@@ -85,10 +82,6 @@ class Cache:
     def __len__(self) -> int:
         """Count the photos."""
         return len(self.pixels)
-
-    def __reduce__(self) -> tuple[Callable[[Path], Cache], tuple[Path]]:
-        """Make pickle write down where it lies."""
-        return _open_again, (self.path,)
 
 
 @dataclass(frozen=True)
@@ -496,18 +489,6 @@ def _map(path: Path) -> _Opened:
     pixels = np.memmap(path / PIXELS, np.uint8, "r", len(header), shape)
     shapes = np.stack([index["height"], index["width"]], axis=1).astype(np.int32)
     return _Opened(Cache(pixels, shapes, path, _bytes(path)), index, about)
-
-
-def _open_again(path: Path) -> Cache:
-    """Open an entry that this run has built or verified in another process."""
-    with _explained(path.parent):
-        try:
-            opened = _open(path)
-        except _DamagedError:
-            opened = None
-    if opened is None:
-        raise FieldmarkError(f"The cache {path} was removed while it was in use: run again.")
-    return opened.cache
 
 
 def _verify(opened: _Opened) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from fieldmark import data, duplicates, files, images, quality, run, split
 from fieldmark.console import many
-from fieldmark.data import Photos
+from fieldmark.data import NAMED_PHOTO, Photos
 from fieldmark.errors import FieldmarkError
 from fieldmark.findings import (
     EXTREME,
@@ -47,14 +47,6 @@ ANEW = (
     "Write a new split to another file with fieldmark split, which keeps copies and groups "
     "together and gives each class photos to train on."
 )
-
-# The formats by the extensions that name them.
-NAMES = {
-    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
-    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
-    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
-    **{".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WebP", ".avif": "AVIF"},
-}
 
 
 @dataclass(frozen=True)
@@ -471,8 +463,8 @@ def _oddities(seen: Seen) -> Iterator[tuple[str, str]]:
         yield "tiny", f"is {size}"
     if long > EXTREME * short:
         yield "extreme", f"is {size}"
-    if suffix and NAMES.get(suffix) != facts.format:
-        yield "misnamed", f"says {NAMES.get(suffix, suffix)} and is {facts.format}"
+    if suffix and NAMED_PHOTO.get(suffix) != facts.format:
+        yield "misnamed", f"says {NAMED_PHOTO.get(suffix, suffix)} and is {facts.format}"
     if facts.orientation != 1:
         yield "rotated", f"has orientation {facts.orientation}"
     if facts.bits > 8:

@@ -70,12 +70,11 @@ def joined(
     slots: int,
     option: str = "--workers",
     paths: Sequence[Path] = (),
-    extra: int = 0,
 ) -> Iterator[Any]:
     """Give `ray`, connected to the cluster at an address, else to one of this machine.
 
-    `slots` is how many pieces of work run at a time, `extra` how many more a library of Ray's
-    takes for itself; a cluster that is started here has enough. `paths` must be seen, the same,
+    `slots` is how many pieces of work run at a time; a cluster that is started here has enough.
+    `paths` must be seen, the same,
     by all machines. Raises a FieldmarkError where something of that is not so.
     """
     if slots < 1:
@@ -84,9 +83,9 @@ def joined(
     with heeded(settings(address)):
         import ray
 
-        with connection(ray, address, slots + extra):
+        with connection(ray, address, slots):
             try:
-                refuse_few(ray, slots + extra, address, option)
+                refuse_few(ray, slots, address, option)
                 refuse_strange(ray, paths)
                 yield ray
             finally:

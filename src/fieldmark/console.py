@@ -153,6 +153,14 @@ def meter(description: str, total: int) -> Iterator[Meter]:
         yield shown
 
 
+def shortened(text: str, most: int) -> str:
+    """Cut a text in its middle, so that those which begin alike can still be told apart."""
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 2
+    return f"{text[: most - 1 - end]}…{text[-end:]}"
+
+
 def size(count: int) -> str:
     """Write a number of bytes for people: `147 MB`, `1.2 GB`."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

@@ -9,12 +9,11 @@ a damaged file is one sentence that names it, and what makes it anew.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -346,13 +345,13 @@ def read(run_folder: str | os.PathLike[str]) -> Contents:
     run = open_run(run_folder)
     contents = Contents(
         run=run,
-        recipe=_kept(run.recipe, run.read_recipe),
-        environment=_kept(run.environment, run.read_environment),
-        classes=_kept(run.classes, run.read_classes),
-        records=_kept(run.split, run.read_split),
-        specification=_kept(run.specification, run.read_specification),
-        log=_kept(run.log, lambda: _log(run)),
-        probe=_kept(run.probe, lambda: _probe(run)),
+        recipe=run.read_recipe(),
+        environment=run.read_environment(),
+        classes=run.read_classes(),
+        records=run.read_split(),
+        specification=run.read_specification(),
+        log=tuple(line for line in map(_finite, run.read_log()) if line.get("epoch") is not None),
+        probe=_finite(run.read_probe()),
         metrics=_made(run.metrics, Metrics, _command(run, "evaluate")),
         diagnosis=_made(run.diagnosis, Diagnosis, _command(run, "diagnose")),
         found=_made(run.findings, Remarks, _command(run, "diagnose")),
@@ -378,30 +377,8 @@ T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 
-def _kept(path: Path, reads: Callable[[], T]) -> T:
-    """Return what a file says that the training wrote, and that no other command can make."""
-    try:
-        return reads()
-    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise FieldmarkError(
-            f"{path} cannot be read ({getattr(error, 'strerror', None) or 'it is damaged'}): bring "
-            "back the file that the training wrote, or train anew."
-        ) from error
-
-
-def _log(run: Run) -> tuple[Epoch, ...]:
-    lines = map(_finite, run.read_log())
-    return tuple(line for line in lines if line.get("epoch") is not None)
-
-
-def _probe(run: Run) -> dict[str, float | None]:
-    return _finite(json.loads(run.probe.read_bytes())) if run.probe.exists() else {}
-
-
-def _finite(figures: object) -> dict[str, float | None]:
+def _finite(figures: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the figures; what is no finite number is none."""
-    if not isinstance(figures, dict):
-        raise TypeError("they have no names")
     return {
         name: float(value) if type(value) in (int, float) and math.isfinite(value) else None
         for name, value in figures.items()

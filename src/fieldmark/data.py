@@ -35,10 +35,14 @@ Kind = Literal["hidden", "skipped", "unreadable", "empty"]
 # What Keras' reader lists, by extension alone (keras/src/utils/image_dataset_utils.py).
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 
-# Names that say photo: where the content says otherwise, its owner will want to know.
-NAMED_PHOTO = frozenset(
-    (*EXTENSIONS, ".jpe", ".jfif", ".webp", ".avif", ".tif", ".tiff", ".heic", ".heif", ".hif")
-)
+# Names that say photo, and of which format: where the content says otherwise, its owner will want
+# to know.
+NAMED_PHOTO = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
+    **{".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WebP", ".avif": "AVIF"},
+}
 # Cameras' raw files begin as a TIFF or as a video does, and are neither.
 RAW = frozenset((".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".kdc", ".mrw", ".nef"))
 RAW |= frozenset((".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw", ".x3f"))

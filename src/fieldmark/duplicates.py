@@ -15,10 +15,8 @@ pictures to each other: only what agrees in its details is a near duplicate.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
@@ -27,9 +25,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldmark import console
-from fieldmark.errors import FieldmarkError
 from fieldmark.images import Pixels
+from fieldmark.threads import spread
 
 Kind = Literal["resized", "mirrored", "cropped"]
 Floats = NDArray[np.float32]
@@ -38,8 +35,6 @@ Whole = NDArray[np.int64]
 SIDE = 32  # squares on a side
 LUMINANCE = np.array([299, 587, 114])  # thousandths of red, green and blue: ITU-R BT.601
 
-VERSION = 1
-HEADER = b"fieldmark fingerprint " + bytes([VERSION])
 
 # ---- the first stage: who may be a copy of whom
 
@@ -71,20 +66,6 @@ class Fingerprint:
     """What the search keeps of a photo: its luminance in 32 x 32 squares, row by row."""
 
     luminance: bytes
-
-    def to_bytes(self) -> bytes:
-        """Return the fingerprint for storage, with the version of its making."""
-        return HEADER + self.luminance
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> Fingerprint:
-        """Read what `to_bytes` wrote; raises a `FieldmarkError` for anything else."""
-        if not content.startswith(HEADER) or len(content) != len(HEADER) + SIDE * SIDE:
-            raise FieldmarkError(
-                "This is not a photo's fingerprint of this version of fieldmark: "
-                "make it again from the photo."
-            )
-        return cls(content[len(HEADER) :])
 
 
 @dataclass(frozen=True)
@@ -349,16 +330,10 @@ def _search(
     starts = range(0, count, STEP)
     tasks = [(start, mirrored) for start in starts for mirrored in (False, True)]
     best: dict[tuple[int, int], tuple[float, Kind]] = {}
-    threads = ThreadPoolExecutor(os.cpu_count())
-    # Two thousand photos take a second or two, and need no bar.
-    with console.meter("Comparing photos", len(tasks)) if len(tasks) > 4 else nullcontext() as bar:
-        try:
-            for found in threads.map(lambda task: _looked_up(album, *task), tasks):
-                _keep_best(best, found)
-                if bar:
-                    bar.advance()
-        finally:
-            threads.shutdown(cancel_futures=True)
+    found = spread(lambda task: _looked_up(album, *task), tasks, "Comparing photos")
+    with closing(found) as parts:
+        for part in parts:
+            _keep_best(best, part)
     for (a, b), (likeness, kind) in sorted(best.items()):
         yield a, b, kind, likeness
 

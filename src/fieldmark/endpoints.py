@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
@@ -37,7 +38,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fieldmark import tensors
 from fieldmark.formats import UnreadableImage, sniff
 from fieldmark.predict import Answer
-from fieldmark.service import Heat, Model, Refusal, Service
+from fieldmark.service import Bounds, Heat, Model, Refusal, Service
 from fieldmark.sheet import templates
 from fieldmark.uploads import RAW, Gone, photos_of, receive, too_long
 
@@ -285,7 +286,7 @@ def application(service: Service, *, name: str, figures: Figures, key: str | Non
     app.exception_handler(RequestValidationError)(invalid)
     app.exception_handler(Gone)(gone)
     app.exception_handler(Exception)(mistake)
-    return Guard(app, figures, key)
+    return Guard(app, service, figures, key)
 
 
 def plain(desk: Desk) -> APIRouter:
@@ -479,8 +480,9 @@ async def mistake(_: Request, __: Exception) -> Response:
 class Guard:
     """What all answers have in common: the key, headers for safety, a line of log, figures."""
 
-    def __init__(self, app: ASGIApp, figures: Figures, key: str | None) -> None:
+    def __init__(self, app: ASGIApp, service: Service, figures: Figures, key: str | None) -> None:
         self.app = app
+        self.service = service
         self.figures = figures
         self.key = None if key is None else key.encode()
 
@@ -496,6 +498,8 @@ class Guard:
                 headers = message["headers"]
                 own = {name for name, _ in headers}
                 headers += [(name, value) for name, value in SAFE_BYTES if name not in own]
+                if self.service.stopping:  # the client is to ask somebody else
+                    headers.append((b"connection", b"close"))
             await send(message)
 
         note = Note()
@@ -520,6 +524,10 @@ class Guard:
 
     def refusal(self, scope: Scope) -> Response | None:
         """Return what is said to whoever may not ask."""
+        # The server itself sees to what comes in parts; this is of what one packet has brought.
+        head = [scope.get("raw_path") or b"", scope["query_string"], *chain(*scope["headers"])]
+        if sum(map(len, head)) > self.service.bounds.head_bytes:
+            return wrong(TOO_LONG, long_head(self.service.bounds))
         headers = Headers(scope=scope)
         if scope["method"] == "POST" and headers.get("sec-fetch-site", "") == "cross-site":
             return wrong(403, "Another site's page may not send photos here.")
@@ -531,6 +539,14 @@ class Guard:
             return None
         say = {"www-authenticate": "Bearer"}
         return wrong(401, "The key is missing or wrong: send it as authorization: Bearer KEY.", say)
+
+
+TOO_LONG = 431  # "Request Header Fields Too Large", RFC 6585
+
+
+def long_head(bounds: Bounds) -> str:
+    """Say that headers are too long."""
+    return f"A request's headers may have {bounds.head_bytes} bytes at most."
 
 
 # ---- parts ---------------------------------------------------------------------------------------

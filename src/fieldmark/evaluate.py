@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fieldmark import data, files, metrics, predictions
 from fieldmark.console import say
 from fieldmark.errors import FieldmarkError
+from fieldmark.manifest import Manifest
 from fieldmark.predictions import Predictions
 from fieldmark.run import Run, open_run
 from fieldmark.split import Record
@@ -73,7 +74,22 @@ def evaluate(
     files.write_json(run.metrics, found)
     if judged:
         files.write_json(run.decision, found["decision"])
+        tell_of_exports(run)
     return found
+
+
+def tell_of_exports(run: Run) -> None:
+    """Name the exports that answer by another temperature and threshold than the run does now."""
+    for place in sorted(run.exports.iterdir()) if run.exports.is_dir() else ():
+        try:
+            export = Manifest.read(place)
+        except FieldmarkError:  # it is said where that export is used
+            continue
+        if export.decision != run.read_decision():
+            say(
+                f"{place} has another temperature and threshold, or none: "
+                f"`fieldmark export {run.folder} --format {export.format}` makes it anew."
+            )
 
 
 def own(run: Run, *, elsewhere: Collection[str] = (), remedy: str = MOVED) -> list[Row]:

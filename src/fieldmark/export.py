@@ -388,8 +388,9 @@ def converted(network: Any, place: Path, form: Format) -> None:
 
 
 def write_plain(folder: Path, network: Any, _: dict[str, str], *, form: Format) -> None:
-    """Write a format that has no place for facts."""
-    converted(network, folder / ENTRY[form], form)
+    """Write a format that has no place for facts; without a name its output would be `output_0`."""
+    named = keras.Model(network.input, {OUTPUT: network.output})
+    converted(named, folder / ENTRY[form], form)
 
 
 def write_keras(folder: Path, network: Any, _: dict[str, str]) -> None:

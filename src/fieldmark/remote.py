@@ -23,11 +23,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fieldmark import files, locks, packages
-from fieldmark.console import meter, progress
+from fieldmark.console import many, meter, progress
 from fieldmark.errors import FieldmarkError
 
 HANDFUL = 64  # files that are fetched at a time, side by side
-PATIENCE = 0.2  # seconds between two looks whether another process has fetched them
 KNOWN = "known.json"  # beside a mirror: what lay at the URL when it was fetched
 ORIGIN = "url.txt"  # beside a mirror: its URL
 LEFT_HERE = ("lock", ".cluster")  # what is of this machine only
@@ -66,11 +65,30 @@ class Store:
             name = str(path).removeprefix(self.root).lstrip("/")
             parts = PurePosixPath(name).parts
             if name and ".." not in parts and not name.startswith("/") and "\\" not in name:
-                marks = (
-                    facts.get(key) for key in ("size", "ETag", "etag", "mtime", "LastModified")
-                )
-                names[name] = "|".join(str(mark) for mark in marks if mark is not None)
+                names[name] = marked(facts)
         return names
+
+    def file(self) -> str:
+        """Return the text for the one file that the URL names; raises where nothing is there."""
+        with explained(self.url):
+            try:
+                facts = self.system.info(self.root)
+            except FileNotFoundError as error:
+                cause = error.__cause__
+                if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+                    raise cause from None  # that is what fsspec makes of a host without an answer
+                facts = {}
+        if facts.get("type") != "file":
+            raise FieldmarkError(
+                f"There is nothing at {self.url}: name a folder that holds something."
+            )
+        return marked(facts)
+
+
+def marked(facts: Mapping[str, Any]) -> str:
+    """Return a text that changes when a file does."""
+    marks = (facts.get(key) for key in ("size", "ETag", "etag", "mtime", "LastModified"))
+    return "|".join(str(mark) for mark in marks if mark is not None)
 
 
 @contextmanager
@@ -97,22 +115,17 @@ def explained(url: str) -> Iterator[None]:
 # ---- to this machine ----------------------------------------------------------------------------
 
 
-def near(url: str, *, role: str = "read") -> Path:
+def near(url: str) -> Path:
     """Return a folder of this machine with what lies at a URL; or a file, where that is one.
 
     Raises a FieldmarkError where nothing is there, or it cannot be had.
     """
     store = Store.at(url)
-    there = store.files()
-    if not there:
-        with explained(url):
-            single = store.system.isfile(store.root)
-        if not single:
-            raise FieldmarkError(f"There is nothing at {url}: name a folder that holds something.")
-        store = Store(store.url, store.system, store.root.rpartition("/")[0])
-        there = {name: mark for name, mark in store.files().items() if name == Path(url).name}
-        return fetched(store, there, mirror(url, role).parent) / Path(url).name
-    return fetched(store, there, mirror(url, role))
+    if there := store.files():
+        return fetched(store, there, mirror(url, "read"))
+    mark = store.file()
+    above, _, name = store.root.rpartition("/")
+    return fetched(Store(url, store.system, above), {name: mark}, mirror(url, "read").parent) / name
 
 
 def origin(path: Path) -> str:
@@ -151,7 +164,7 @@ def fetched(store: Store, there: Mapping[str, str], folder: Path) -> Path:
         for name in known.keys() - there.keys():
             (folder / name).unlink(missing_ok=True)
         if wanted:
-            progress.print(f"Fetching {len(wanted):,} files of {store.url}", markup=False)
+            progress.print(f"Fetching {many(len(wanted), 'file')} of {store.url}", markup=False)
         done = {name: known[name] for name in known.keys() & there.keys() - {*wanted}}
         with meter("Fetching", len(wanted)) as shown:
             for at in range(0, len(wanted), HANDFUL):

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup, escape
 
 from fieldmark import charts, files, split
-from fieldmark.console import many, printable
+from fieldmark.console import many, printable, shortened
 from fieldmark.contents import (
     Contents,
     Explained,
@@ -468,6 +468,7 @@ def _filled(name: str, contents: Contents, *, autoescape: bool = True, **more: A
         "number": "{:,}".format,
         "percent": percent,
         "quoted": _quoted,
+        "shortened": shortened,
         "valued": valued,
     }
     environment.globals |= {"many": many, "wording": wording}

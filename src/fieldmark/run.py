@@ -82,6 +82,16 @@ class Run:
             # What a crash left of a last line is behind the last line break.
             return [_epoch(line) for line in self.log.read_bytes().split(b"\n")[:-1]]
 
+    def read_probe(self) -> dict[str, Any]:
+        """Return the figures of the probe, where there is one."""
+        if not self.probe.exists():
+            return {}
+        with _kept(self.probe):
+            figures = json.loads(self.probe.read_bytes())
+            if not isinstance(figures, dict):
+                raise TypeError("the figures have no names")
+            return figures
+
     def read_recipe(self) -> Recipe:
         """Return the recipe that the run was trained by."""
         with _kept(self.recipe):
@@ -154,7 +164,7 @@ def _kept(
     """Say in a sentence that a file of the run cannot be read."""
     try:
         yield
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         why = getattr(error, "strerror", None) or "it is damaged"
         raise FieldmarkError(f"{file} cannot be read ({why}): {cure}.") from error
 

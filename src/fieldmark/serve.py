@@ -27,7 +27,7 @@ from h11 import IDLE, SEND_BODY
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fieldmark.console import say
-from fieldmark.endpoints import SAFE, Figures, application
+from fieldmark.endpoints import SAFE, TOO_LONG, Figures, application, long_head
 from fieldmark.errors import FieldmarkError
 from fieldmark.predict import Classifier
 from fieldmark.service import Bounds, Service
@@ -72,7 +72,7 @@ def serve(
 
 def checked(name: str) -> str | None:
     """Return the key that the environment has; raises where it or the model's name is none."""
-    if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+    if not re.fullmatch(r"(?!\.\.?$)[\w.-]+", name, re.ASCII):
         raise FieldmarkError(f"The name {name} is to be part of addresses: take letters and -.")
     key = os.environ.get(KEY)
     if key is None:
@@ -222,6 +222,7 @@ class Connection(H11Protocol):
     timer: asyncio.TimerHandle | None = None
     stalled: asyncio.TimerHandle | None = None
     leaving = False
+    refused = False
 
     @classmethod
     def within(cls, bounds: Bounds) -> type[Connection]:
@@ -238,8 +239,9 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read what has come."""
-        super().data_received(data)
-        self.watch()
+        if not self.refused:  # else it is read, so that the answer arrives, and forgotten
+            super().data_received(data)
+            self.watch()
 
     def on_response_complete(self) -> None:
         """Go on to the next request."""
@@ -311,9 +313,7 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words
         """Answer what is no HTTP."""
         if len(self.conn.trailing_data[0]) > self.bounds.head_bytes:
-            self.refuse(
-                431, f"A request's headers may have {self.bounds.head_bytes} bytes at most."
-            )
+            self.refuse(TOO_LONG, long_head(self.bounds))
         else:
             self.refuse(400, "This is no request of HTTP.")
 
@@ -327,7 +327,11 @@ class Connection(H11Protocol):
             phrase = f"HTTP/1.1 {status} \r\n"
             self.transport.write(f"{phrase}{head}\r\n".encode() + body)
         log.info("connection refused", extra={"facts": {"status": status}})
-        self.transport.close()
+        self.refused = True
+        if status == TOO_LONG:  # more is on its way, at which a closed socket would send a reset
+            self.transport.write_eof()
+        else:
+            self.transport.close()
         self.loop.call_later(self.bounds.head_seconds, self.transport.abort)
 
 
@@ -352,7 +356,8 @@ def logged() -> Iterator[None]:
     """Write what happens to standard error, as long as the block runs."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
-    ours = {"fieldmark.serve": logging.INFO, "uvicorn": logging.WARNING, "asyncio": logging.ERROR}
+    ours = {"fieldmark.serve": logging.INFO, "uvicorn": logging.ERROR, "asyncio": logging.ERROR}
+    ours["python_multipart"] = logging.CRITICAL  # its warnings have bytes of the form in them
     for name, level in ours.items():
         logger = logging.getLogger(name)
         logger.addHandler(handler)

@@ -80,7 +80,6 @@ SEARCHED: dict[str, tuple[Callable[[Recipe], Span | Choices], str]] = {
     "batch_size": (_batches, "half, as many, twice: noisier statistics against fewer steps"),
     "average": (_reaches, "an average that reaches back a quarter as far, as far, or four times"),
 }
-SIDES = "the sizes that the rule knows, each with the epochs that fit into the same time"
 
 
 def default(

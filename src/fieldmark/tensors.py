@@ -103,7 +103,8 @@ def asked(body: bytes, json_length: int | None, *, bounds: Bounds, side: int) ->
 
 def photos(tensor: Tensor, rest: bytes, bounds: Bounds) -> list[bytes]:
     """Return the elements of a BYTES tensor."""
-    found = elements(rest) if tensor.data is None else [decoded(each) for each in tensor.data]
+    # Data may be nested as the shape is, or flat, as the protocol has it.
+    found = elements(rest) if tensor.data is None else [*map(decoded, flat(tensor.data))]
     if tensor.shape not in ([len(found)], [len(found), 1]):
         raise Refusal(400, f"The shape of photos is [{len(found)}] here, a number for each.")
     if not 1 <= len(found) <= bounds.photos:
@@ -122,6 +123,11 @@ def elements(rest: bytes) -> list[bytes]:
         found.append(rest[start:end])
         at = end
     return found
+
+
+def flat(data: list[Any]) -> list[Any]:
+    """Return the elements of lists of one element each."""
+    return [each[0] if isinstance(each, list) and len(each) == 1 else each for each in data]
 
 
 def decoded(element: object) -> bytes:
