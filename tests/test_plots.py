@@ -84,7 +84,14 @@ def test_a_class_that_no_font_can_draw_is_called_by_its_number() -> None:
 def test_a_long_name_takes_two_lines_at_most() -> None:
     label = Lettering().class_label("Ring-necked Parakeet (Psittacula krameri) " * 4, 0)
     assert [len(line) <= 26 for line in label.split("\n")] == [True, True]
-    assert label.endswith("…")
+    assert label.startswith("Ring-necked")
+    assert label.endswith("krameri)")
+
+
+def test_long_names_that_begin_alike_stay_apart() -> None:
+    names = [f"{'Black-throated Bushtit ' * 3}{kind}" for kind in ("male", "female")]
+    labels = {Lettering().class_label(name, 0) for name in names}
+    assert len(labels) == 2
 
 
 def test_joiners_need_no_glyph() -> None:

@@ -22,6 +22,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 
+from fieldmark.console import shortened
+
 Language = Literal["en", "zh"]
 
 TITLES: dict[Language, dict[str, str]] = {
@@ -84,7 +86,9 @@ class Lettering:
         name = unicodedata.normalize("NFC", name)  # macOS takes letters and their marks apart
         if drawable(name) is not None:
             wide = any(unicodedata.east_asian_width(sign) in "WF" for sign in name)
-            lines = textwrap.wrap(name, 13 if wide else 26, max_lines=2, placeholder="…")
+            width = 13 if wide else 26
+            fitting = shortened(name, 2 * width - 4)  # words may leave a line unfilled
+            lines = textwrap.wrap(fitting, width, max_lines=2, placeholder="…")
             return "\n".join(lines)
         note = f"No installed font has the signs of {name!r}; the figures say class {number}."
         if note not in self.notes:
@@ -178,8 +182,9 @@ def explanations(rows: Sequence[Explained], *, fonts: list[str]) -> Figure:
     All is laid out in inches on one pair of axes: hundreds of small ones take seconds to draw.
     """
     side, small, gap, titles = 1.9, 1.35, 0.2, 0.5  # titles have up to three lines
+    apart = 0.4  # a neighbour's name is wider than its picture
     maps, near = max(len(row.maps) for row in rows), max(len(row.neighbours) for row in rows)
-    width = (side + gap) * (1 + maps) + 2.4 + gap + (small + gap) * near + gap
+    width = (side + gap) * (1 + maps) + 2.4 + gap + (small + apart) * near + gap
     height = (side + titles + gap / 2) * len(rows) + gap / 2
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -201,13 +206,13 @@ def explanations(rows: Sequence[Explained], *, fonts: list[str]) -> Figure:
             foot = top + 0.17 + side / 5 * place  # five fit, the most probable one above
             colour = COLOURS["training"] if place == 0 else "#a3adb2"
             axes.barh(foot + 0.08, 2.4 * probability, 0.1, left, color=colour)
-            line, *more = name.split("\n")
-            axes.text(left, foot, line + "…" * bool(more), **words)
+            line = shortened(name.replace("\n", " "), len(name.split("\n")[0]))
+            axes.text(left, foot, line, **words)
             axes.text(left + 2.4, foot, f"{probability:.1%}", ha="right", **words)
         left += 2.4 + gap
         for image, title in row.neighbours:
             picture(image, title, left, small)
-            left += small + gap
+            left += small + apart
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
     return figure
