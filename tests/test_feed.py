@@ -5,13 +5,14 @@ from __future__ import annotations
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from conftest import TINY
-from fieldmark import feed, images
+from fieldmark import data, feed, images
 from fieldmark.backend import keras
 from fieldmark.data import Photos, list_photos
 from fieldmark.errors import FieldmarkError
@@ -47,6 +48,22 @@ def test_the_article_s_split_is_the_one_of_keras_file_for_file(birds: Path, reci
             str(birds), validation_split=0.2, seed=123, subset=part, verbose=False
         )
         assert sorted(theirs.file_paths) == [str(birds / path) for path in of(fed.records, part)]
+
+
+def test_a_photo_that_comes_while_the_article_s_are_read_is_no_other_split(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = Path(shutil.copytree(birds, tmp_path / "photos"))
+    audit = data.audit
+
+    def slowly(listed: data.Photos, decode: Any) -> Any:
+        found = audit(listed, decode)
+        shutil.copy(photos / listed.paths[0], (photos / listed.paths[0]).with_name("new.jpg"))
+        return found
+
+    monkeypatch.setattr(data, "audit", slowly)
+    with pytest.raises(FieldmarkError, match=rf"^Photos have come to {photos}, or gone, while"):
+        feed.feed(SMALL_ARTICLE, photos)
 
 
 def test_the_article_s_batches_stay_the_same_and_ours_do_not(birds: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from conftest import TINY
-from fieldmark import locks, loop, state, train
+from fieldmark import locks, loop, reproduction, state, train
 from fieldmark import run as runs
 from fieldmark.backend import keras
 from fieldmark.errors import FieldmarkError
@@ -302,6 +302,31 @@ def test_a_stopped_run_is_gone_on_with_and_ends_the_same(
     assert sorted(os.listdir(run.last.parent)) == ["state.npz"]
 
 
+@pytest.mark.parametrize("what", ["gone", "cut off", "another"])
+def test_a_photo_that_changes_before_the_article_has_read_it_is_named(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    photos = Path(shutil.copytree(birds, tmp_path / "photos"))
+    learn = reproduction.train
+
+    def late(*given: Any, **named: Any) -> None:
+        for photo in (photos / BIRDS[0]).glob("*.jpg"):
+            if what == "gone":
+                photo.unlink()
+            else:
+                photo.write_bytes(
+                    photo.read_bytes()[:100]
+                    if what == "cut off"
+                    else (photos / BIRDS[1] / photo.name).read_bytes()
+                )
+        learn(*given, **named)
+
+    monkeypatch.setattr(reproduction, "train", late)
+    with pytest.raises(FieldmarkError, match=rf"{BIRDS[0]}/0\d+\.jpg|changed"):
+        train.fit(LITERAL, photos, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_photos_are_refused_with_the_difference(birds: Path, tmp_path: Path) -> None:
     photos = Path(shutil.copytree(birds, tmp_path / "photos"))
     stopped(tmp_path / "run", TINY, photos, after=1)
@@ -345,10 +370,14 @@ def test_what_is_kept_is_said_with_its_own_accuracy(trained: Run, tmp_path: Path
     assert said.endswith("holds epoch 1, the best by validation accuracy: 87.5%.")
 
 
-def test_the_recipe_of_a_run_goes_on_without_being_named(trained: Run, birds: Path) -> None:
+def test_the_recipe_of_a_run_goes_on_without_being_named(
+    trained: Run, birds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train.choose(birds, out=trained.folder) == trained.read_recipe()
     changed = train.choose(birds, out=trained.folder, epochs=9)
     assert changed.epochs == 9
+    assert train.choose(birds, out=trained.folder, minutes=1.0) == trained.read_recipe()
+    assert "and --minutes changes nothing now." in capsys.readouterr().out
 
 
 @pytest.mark.slow

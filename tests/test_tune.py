@@ -439,10 +439,15 @@ def test_a_search_leaves_table_picture_and_a_recipe_to_train_by(
     logs = [run.read_log() for run in (found.run(best.number), open_run(tmp_path / "run"))]
     losses = [[line["val_loss"] for line in log] for log in logs]
     assert losses[0] == losses[1]
-    # The same command has nothing to do, fewer trials are refused.
+    # The same command has nothing to do but what a kill has kept from being written; fewer trials
+    # are refused.
+    found.table.unlink()
+    found.recipe.write_text("half")
     again = fieldmark(*words(birds, "--trials", "2"))
     assert again.returncode == 0
     assert "Starting a cluster" not in again.stdout
+    assert found.table.read_text().count("\n") == 3
+    assert named(str(found.recipe)) == recipe
     fewer = fieldmark(*words(birds, "--trials", "2", "--augment", "0.1"))
     assert fewer.returncode == 2
     assert "other values of the recipe" in fewer.stderr

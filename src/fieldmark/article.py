@@ -17,6 +17,7 @@ import contextlib
 import io
 import os
 import re
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fieldmark import backend, packages
@@ -164,6 +165,16 @@ def read_photos(folder: str | os.PathLike[str], recipe: Recipe) -> tuple[Any, An
         )
     say(printed.getvalue().rstrip())
     return training, validation
+
+
+@contextlib.contextmanager
+def reading(unchanged: Callable[[], None]) -> Iterator[None]:
+    """Let `unchanged` say which photo TensorFlow has failed at, which seldom names it."""
+    try:
+        yield
+    except tensorflow().errors.OpError:
+        unchanged()
+        raise
 
 
 def pipeline(training: Any, validation: Any) -> tuple[Any, Any]:

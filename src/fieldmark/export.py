@@ -13,6 +13,7 @@ only read.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -447,7 +448,11 @@ def save_openvino(folder: Path, model: Any, facts: dict[str, str]) -> None:
     for name, fact in facts.items():
         model.set_rt_info(fact, ["fieldmark", name])
     # Else the weights are rounded to float16.
-    engines.openvino().save_model(model, folder / ENTRY["openvino"], compress_to_fp16=False)
+    place = folder / ENTRY["openvino"]
+    try:
+        engines.openvino().save_model(model, place, compress_to_fp16=False)
+    except RuntimeError as error:  # its word for a full disk, too
+        raise OSError(errno.EIO, f"OpenVINO says {error}") from error
 
 
 Writer = Callable[[Path, Any, dict[str, str]], None]

@@ -49,6 +49,8 @@ class Feed:
     # Those to train and those to validate on, as Keras' `fit` takes them,
     article: tuple[Any, Any] | None = None
     ours: Ours | None = None  # or these
+    # Raises where the article's photos are no longer what they were when it was begun.
+    unchanged: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -125,19 +127,40 @@ def by_article(recipe: Recipe, listed: Photos, begun: Sequence[Record]) -> Feed:
     kept = len(listed) * recipe.image_size**2 * 3 * 4 / 1e9  # float32, as the article keeps them
     if kept > 1:
         say(f"All of them are kept in memory, which takes {kept:.1f} GB.")
+
+    def unchanged() -> None:
+        refuse_changed(records, listed, data.sha256s(listed))
+
     training, validation = article.read_photos(listed.folder, recipe)
-    images, labels = next(iter(training))
+    refuse_others(records, listed.folder, training=training, validation=validation)
+    with article.reading(unchanged):
+        images, labels = next(iter(training))
     batches, validation_batches = article.pipeline(training, validation)
     return Feed(
         photos=listed,
         records=records,
         specification=specification(recipe),
         article=(batches, validation_batches),
+        unchanged=unchanged,
         first=(np.asarray(images), np.asarray(labels)),
         held_out=lambda: np.concatenate(
             [np.asarray(batch) for batch, _ in validation_batches.take(8)]
         )[:8],
     )
+
+
+def refuse_others(records: Sequence[Record], folder: Path, **datasets: Any) -> None:
+    """Raise where Keras, which lists the folder itself, has found other photos than are split."""
+    found = {
+        (Path(path).relative_to(folder).as_posix(), part)
+        for part, dataset in datasets.items()
+        for path in dataset.file_paths
+    }
+    if found != {(record.path, record.split) for record in records}:
+        raise FieldmarkError(
+            f"Photos have come to {folder}, or gone, while they were read: wait until it is as it "
+            "is to be, and run again."
+        )
 
 
 def _refuse_choices(recipe: Recipe) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,28 +25,39 @@ from fieldmark.recipe import Recipe
 from fieldmark.state import Header
 
 
-def train(network: Any, recipe: Recipe, *, datasets: tuple[Any, Any], keeper: Keeper) -> None:
-    """Take the article's steps 8 and 9, or go on with them after the last epoch in the state."""
+def train(
+    network: Any,
+    recipe: Recipe,
+    *,
+    datasets: tuple[Any, Any],
+    keeper: Keeper,
+    unchanged: Callable[[], None] = lambda: None,
+) -> None:
+    """Take the article's steps 8 and 9, or go on with them after the last epoch in the state.
+
+    The photos are read in the first epoch here; `unchanged` raises where they are other ones then.
+    """
     training, validation = datasets
     article.compile_network(network, recipe)
-    record = Logger(recipe, keeper, network)
+    record = Logger(recipe, keeper, network, unchanged)
     done = 0
     state.sweep(keeper.state)
-    if keeper.state.exists():
-        done = record.resume()
-        replay(training, epochs=done)
-    with meter("Training", recipe.epochs * len(training)) as shown, expected_warning():
-        if done:
-            shown.advance(done * len(training))
-        network.fit(
-            training,
-            validation_data=validation,
-            initial_epoch=done,
-            epochs=recipe.epochs,
-            shuffle=False,  # the pipeline does
-            verbose=0,
-            callbacks=[record, Progress(shown, recipe.epochs)],
-        )
+    with article.reading(unchanged):
+        if keeper.state.exists():
+            done = record.resume()
+            replay(training, epochs=done)
+        with meter("Training", recipe.epochs * len(training)) as shown, expected_warning():
+            if done:
+                shown.advance(done * len(training))
+            network.fit(
+                training,
+                validation_data=validation,
+                initial_epoch=done,
+                epochs=recipe.epochs,
+                shuffle=False,  # the pipeline does
+                verbose=0,
+                callbacks=[record, Progress(shown, recipe.epochs)],
+            )
 
 
 def replay(training: Any, *, epochs: int) -> None:
@@ -65,8 +76,15 @@ def replay(training: Any, *, epochs: int) -> None:
 class Logger(keras.callbacks.Callback):  # type: ignore[misc]
     """After each epoch: the state, the weights if they are the best, and a line in the log."""
 
-    def __init__(self, recipe: Recipe, keeper: Keeper, network: Any) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        keeper: Keeper,
+        network: Any,
+        unchanged: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__()
+        self.unchanged: Callable[[], None] | None = unchanged
         self.recipe = recipe
         self.keeper = keeper
         self.set_model(network)
@@ -95,6 +113,9 @@ class Logger(keras.callbacks.Callback):  # type: ignore[misc]
         figures = {name: finite(value) for name, value in sorted((logs or {}).items())}
         if figures["loss"] is None:
             raise FieldmarkError(self.lost("the loss is no number"))
+        if self.unchanged:
+            self.unchanged()
+            self.unchanged = None  # the photos are in memory from now on
         finished: Epoch = {"epoch": epoch + 1, **figures, "seconds": seconds}
         header = replace(self.header, epoch=epoch + 1, log=(*self.header.log, finished))
         arrays = values(self.model, self.model.optimizer, lost=self.lost)

@@ -41,7 +41,7 @@ from fieldmark import (
     weights,
 )
 from fieldmark.backend import keras
-from fieldmark.console import say, size
+from fieldmark.console import many, say, size
 from fieldmark.errors import FieldmarkError
 from fieldmark.feed import (
     Feed,
@@ -189,7 +189,11 @@ def choose(
     `values` of the recipe are settled, and the rest follows; the reasons are said.
     """
     if out is not None and is_run(out):
-        return open_run(out).read_recipe().changed(**values)
+        recipe = open_run(out).read_recipe().changed(**values)
+        if minutes is not None:
+            epochs = many(recipe.epochs, "epoch")
+            say(f"Note: {out} was begun with {epochs}, and --minutes changes nothing now.")
+        return recipe
     held_out = values.get("validation_split", 0.2) + values.get("test_split", 0.0)
     found = rule.recipe_for(
         rule.Facts.of(data.list_photos(photos), held_out=held_out),
@@ -304,7 +308,9 @@ def teach(
         say(f"First batch: images {tuple(images.shape)}, labels {tuple(labels.shape)}")
     if fed.article is not None:
         say(network.summary(model))
-        reproduction.train(model, recipe, datasets=fed.article, keeper=keeper)
+        reproduction.train(
+            model, recipe, datasets=fed.article, keeper=keeper, unchanged=fed.unchanged
+        )
     elif fed.ours is not None:
         say(f"Network: {recipe.network}, {model.count_params():,} parameters")
         if recipe.probe and not run.last.exists():

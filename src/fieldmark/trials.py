@@ -135,6 +135,10 @@ class Search:
         """Put down what a trial came to, with the table and the best recipe."""
         self.trials[trial.number] = trial
         self.save()
+        self.tell()
+
+    def tell(self) -> None:
+        """Write the table and the best recipe."""
         with files.whole_file(self.table) as temporary:
             write_csv(self, temporary)
         if self.best is not None:

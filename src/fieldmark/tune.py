@@ -354,6 +354,7 @@ def concluded(search: Search, photos: Path) -> None:
     if best is None:
         reasons = "; ".join(dict.fromkeys(trial.reason for trial in search.trials if trial.reason))
         raise FieldmarkError(f"No trial was trained to its end ({reasons.rstrip('.')}).")
+    search.tell()  # a kill may have come before it
     say(table(search))
     say("")
     found = mattered.mattered(search)
