@@ -47,7 +47,7 @@ def of_bit() -> Any:
     image = keras.layers.Input((SIZE, SIZE, 3))
     x = conv(8, 7, strides=2, name="conv1_conv")(image)
     x = bit.body(x, bit.Parts(conv, conv, norm), blocks=(2,), filters=8)
-    return keras.Model(image, bit.top(x, CLASSES, True, None))
+    return keras.Model(image, bit.top(x, CLASSES))
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {"resnet_v2": of_resnet_v2, "bit": of_bit}

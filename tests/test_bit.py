@@ -226,7 +226,7 @@ def small() -> Any:
     image = keras.layers.Input((None, None, 3))
     x = conv(32, 7, strides=2, name="conv1_conv")(image)
     x = bit.body(x, bit.Parts(conv, conv, norm), blocks=(1, 2), filters=32)
-    return shaken(keras.Model(image, bit.top(x, 5, True, None), name="small_bit"))
+    return shaken(keras.Model(image, bit.top(x, 5), name="small_bit"))
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def of_bit() -> Any:
     image = layers.Input((SIZE, SIZE, 3))
     x = conv(8, 7, strides=2, name="conv1_conv")(image)
     x = bit.body(x, bit.Parts(conv, conv, norm), blocks=(2,), filters=8)
-    return bit.folded(keras.Model(image, bit.top(x, CLASSES, True, None)))
+    return bit.folded(keras.Model(image, bit.top(x, CLASSES)))
 
 
 def like_article() -> Any:

@@ -138,7 +138,7 @@ def standardised() -> Any:
     norm = partial(layers.GroupNormalization, groups=4, epsilon=1e-5)
     x = conv(8, 3, strides=2)(layers.Rescaling(2.0)(image))
     x = bit.body(x, bit.Parts(conv, conv, norm), blocks=(1, 1), filters=8)
-    return keras.Model(image, bit.top(x, CLASSES, True, None))
+    return keras.Model(image, bit.top(x, CLASSES))
 
 
 @pytest.mark.parametrize("build", [small, unlike, wide, standardised])

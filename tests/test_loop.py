@@ -231,7 +231,7 @@ def test_the_best_weights_have_the_best_figure(whole: Path) -> None:
     found = inference.evaluate(inference.forward(network), VALIDATION)
     best = best_of(log_of(whole), "loss")
     assert best is not None
-    assert found.loss == best.value
+    assert found.loss == best.loss
 
 
 def test_the_best_network_is_plain_keras(tmp_path: Path) -> None:

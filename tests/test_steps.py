@@ -62,7 +62,7 @@ def standardising() -> Any:
     norm = partial(keras.layers.GroupNormalization, groups=4, epsilon=1e-5)
     image = keras.layers.Input((None, None, 3))
     x = bit.body(conv(8, 3, strides=2)(image), bit.Parts(conv, conv, norm), blocks=(2,), filters=8)
-    return keras.Model(image, bit.top(x, CLASSES, True, None))
+    return keras.Model(image, bit.top(x, CLASSES))
 
 
 def unlike() -> Any:

@@ -77,6 +77,7 @@ DAMAGED = (
 class Loaded:
     """What `load` did."""
 
+    path: Path  # of the file
     arrays: int  # as many of the network's were replaced
     head: bool  # whether the classifier was among them
     left: tuple[str, ...]  # the arrays of a classifier that is not used
@@ -119,7 +120,7 @@ def load(network: Any, source: str | os.PathLike[str]) -> Loaded:
     if head is not None and not with_head:
         has = f"{theirs[0]} classes and the network {head.units}" if theirs else "no classifier"
         say(f"{path.name} has {has}: all but the classifier was loaded, and that starts untrained.")
-    return Loaded(len(ours), with_head, tuple(left))
+    return Loaded(path, len(ours), with_head, tuple(left))
 
 
 def require_there(path: Path) -> None:
