@@ -170,6 +170,7 @@ INFER = {
     "application/json": {"schema": tensors.schema()},
     RAW: BYTES,  # JSON, and tensors behind it
 }
+TOO_LONG = 431  # "Request Header Fields Too Large", RFC 6585
 LIMITED = errors(408, 413, 415, 422, 503, 504)
 
 
@@ -541,15 +542,12 @@ class Guard:
         return wrong(401, "The key is missing or wrong: send it as authorization: Bearer KEY.", say)
 
 
-TOO_LONG = 431  # "Request Header Fields Too Large", RFC 6585
+# ---- parts ---------------------------------------------------------------------------------------
 
 
 def long_head(bounds: Bounds) -> str:
     """Say that headers are too long."""
     return f"A request's headers may have {bounds.head_bytes} bytes at most."
-
-
-# ---- parts ---------------------------------------------------------------------------------------
 
 
 def told(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
