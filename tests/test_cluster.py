@@ -119,6 +119,11 @@ def test_no_cluster_at_the_address(address: str) -> None:
 
 
 def test_no_workers() -> None:
+    with (
+        pytest.raises(FieldmarkError, match="--workers 9999 is more than one machine of"),
+        cluster.joined(slots=9999),
+    ):
+        pass
     with pytest.raises(FieldmarkError, match="--workers 0 is no number"), cluster.joined(slots=0):
         pass
 

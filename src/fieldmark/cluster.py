@@ -25,7 +25,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, NamedTuple
 
-from fieldmark import locks, packages
+from fieldmark import locks, packages, threads
 from fieldmark.console import progress
 from fieldmark.errors import FieldmarkError
 
@@ -48,6 +48,7 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+MOST = 8  # workers for each processor of one machine: each has a library of 0.5 GB in memory
 
 
 class Machine(NamedTuple):
@@ -73,12 +74,18 @@ def joined(
 ) -> Iterator[Any]:
     """Give `ray`, connected to the cluster at an address, else to one of this machine.
 
-    `slots` is how many pieces of work run at a time; a cluster that is started here has enough.
-    `paths` must be seen, the same,
-    by all machines. Raises a FieldmarkError where something of that is not so.
+    `slots` is how many pieces of work run at a time; a cluster that is started here has enough, up
+    to `MOST`. `paths` must be seen, the same, by all machines. Raises a FieldmarkError where
+    something of that is not so.
     """
     if slots < 1:
         raise FieldmarkError(f"{option} {slots} is no number of workers: give 1 or more.")
+    most = MOST * threads.processors()
+    if not address and slots > most:
+        raise FieldmarkError(
+            f"{option} {slots} is more than one machine of {most // MOST} processors can feed: "
+            f"give at most {most}, or name a cluster of several with --address."
+        )
     require()
     with heeded(settings(address)):
         import ray
