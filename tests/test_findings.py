@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldmark.console import printable
+from fieldmark.console import many, printable
 from fieldmark.findings import (
     ABOUT_CLASSES,
     KINDS,
@@ -17,7 +17,6 @@ from fieldmark.findings import (
     Interval,
     Report,
     Seen,
-    many,
     straight,
     wilson,
 )

@@ -30,7 +30,7 @@ from fieldmark.backend import keras
 from fieldmark.batches import Batches
 from fieldmark.errors import FieldmarkError
 from fieldmark.images import ImageSpec
-from fieldmark.logbook import Look, best_of
+from fieldmark.logbook import Look, best_of, over
 from fieldmark.loop import Keeper, train
 from fieldmark.recipe import ARTICLE, Recipe
 from fieldmark.run import Run
@@ -178,20 +178,20 @@ def test_the_best_is_the_first_of_equals() -> None:
 
 def test_patience_ends_a_training() -> None:
     log = [line(1, 0.5, 0.5), line(2, 0.6, 0.5), line(3, 0.5, 0.5)]
-    assert not loop.over(log, PLAIN, 4)
-    assert loop.over(log, PLAIN, 3)
-    assert loop.over(log, PLAIN.changed(patience=2), 9)
-    assert not loop.over(log, PLAIN.changed(patience=3), 9)
-    assert loop.over([line(1, None, 0.5)], PLAIN.changed(patience=1), 9)
+    assert not over(log, PLAIN, 4)
+    assert over(log, PLAIN, 3)
+    assert over(log, PLAIN.changed(patience=2), 9)
+    assert not over(log, PLAIN.changed(patience=3), 9)
+    assert over([line(1, None, 0.5)], PLAIN.changed(patience=1), 9)
 
 
 def test_patience_waits_until_the_validation_was_looked_at() -> None:
     recipe = PLAIN.changed(patience=2, validate_every=4)
     unseen = [{"epoch": epoch, "loss": 1.0} for epoch in (1, 2, 3)]
-    assert not any(loop.over(unseen[:count], recipe, 9) for count in range(4))
-    assert not loop.over([*unseen, line(4, 0.5, 0.5), {"epoch": 5, "loss": 1.0}], recipe, 9)
-    assert not loop.over([*unseen, line(4, 0.5, 0.5)], recipe, 9)
-    assert loop.over([line(1, 0.5, 0.5), *unseen[1:], line(4, 0.6, 0.5)], recipe, 9)
+    assert not any(over(unseen[:count], recipe, 9) for count in range(4))
+    assert not over([*unseen, line(4, 0.5, 0.5), {"epoch": 5, "loss": 1.0}], recipe, 9)
+    assert not over([*unseen, line(4, 0.5, 0.5)], recipe, 9)
+    assert over([line(1, 0.5, 0.5), *unseen[1:], line(4, 0.6, 0.5)], recipe, 9)
 
 
 def test_the_validation_is_looked_at_now_and_then(tmp_path: Path) -> None:
