@@ -86,9 +86,10 @@ def tell_of_exports(run: Run) -> None:
         except FieldmarkError:  # it is said where that export is used
             continue
         if export.decision != run.read_decision():
+            flags = f"--format {export.format}{' --int8' * (export.precision == 'int8')}"
             say(
                 f"{place} has another temperature and threshold, or none: "
-                f"`fieldmark export {run.folder} --format {export.format}` makes it anew."
+                f"`fieldmark export {run.folder} {flags}` makes it anew."
             )
 
 
