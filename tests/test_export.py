@@ -244,11 +244,12 @@ def of_family(
         gamma.assign(noise.normal(1, 0.1, gamma.shape))
         beta.assign(noise.normal(0, 0.1, beta.shape))
         layer.momentum = 0.0
-    network(noise.uniform(-1, 1, (8, side, side, 3)), training=True)
+    scaling = networks.SCALING.get(request.param, "-1..1")
+    span = {"-1..1": (-1, 1), "0..1": (0, 1), "0..255": (0, 255)}[scaling]
+    network(noise.uniform(*span, (8, side, side, 3)), training=True)
     for layer in normalising:
         layer.momentum = 0.99
     train.save_best(run, network)
-    scaling = networks.SCALING.get(request.param, "-1..1")
     spec = run.read_specification().model_copy(update={"size": side, "scaling": scaling})
     run.specification.write_text(spec.model_dump_json())
     return run
