@@ -80,12 +80,13 @@ def evaluate(
 
 def tell_of_exports(run: Run) -> None:
     """Name the exports that answer by another temperature and threshold than the run does now."""
+    now = run.read_decision()
     for place in sorted(run.exports.iterdir()) if run.exports.is_dir() else ():
         try:
             export = Manifest.read(place)
         except FieldmarkError:  # it is said where that export is used
             continue
-        if export.decision != run.read_decision():
+        if export.decision != now:
             flags = f"--format {export.format}{' --int8' * (export.precision == 'int8')}"
             say(
                 f"{place} has another temperature and threshold, or none: "

@@ -75,11 +75,13 @@ def write_all(file: io.RawIOBase, content: bytes | memoryview) -> None:
         left = left[file.write(left) or 0 :]
 
 
-def append(file: io.RawIOBase, content: bytes) -> None:
-    """Write all of it at the file's end, or nothing."""
+def append(file: io.RawIOBase, content: bytes, *, sync: bool = False) -> None:
+    """Write all of it at the file's end, or nothing; with `sync` it is on the disk then."""
     end = file.seek(0, os.SEEK_END)
     try:
         write_all(file, content)
+        if sync:
+            os.fsync(file.fileno())
     except BaseException:
         file.truncate(end)
         raise

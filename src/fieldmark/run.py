@@ -71,8 +71,7 @@ class Run:
         """Add an epoch's line to the log, whole or not at all; then it is on the disk."""
         line = (json.dumps(epoch) + "\n").encode()
         with files.writing(self.log), self.log.open("ab", buffering=0) as log:
-            files.append(log, line)
-            os.fsync(log.fileno())
+            files.append(log, line, sync=True)
 
     def read_log(self) -> list[Epoch]:
         """Return the figures of every finished epoch."""
